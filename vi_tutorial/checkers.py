@@ -1,0 +1,302 @@
+"""Checkers for the field's classic mistakes: put any density, bound, estimator or module through them.
+
+Each returns nothing when all is well and raises :class:`vi_tutorial.checks.CheckFailedError` with what it
+found. None of them knows the thing it checks: they use what must hold for every one of its kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import integrate
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from vi_tutorial._validation import check_count, check_data
+from vi_tutorial.checks import STANDARD_ERRORS, Array, CheckFailedError
+from vi_tutorial.distributions import diagonal_normal
+from vi_tutorial.elbo import elbo, iwae
+
+__all__ = [
+    "batch_repetition_changes_nothing",
+    "bounds_are_ordered",
+    "density_integrates_to_one",
+    "every_column_moves_the_posterior",
+    "every_parameter_gets_gradient",
+    "gradient_is_unbiased",
+    "kl_is_a_divergence",
+    "samples_match_density",
+]
+
+
+def density_integrates_to_one(
+    log_prob: Callable[[Tensor], Tensor], bounds: list[tuple[float, float]], tolerance: float = 1e-6
+) -> None:
+    r"""Check :math:`\int p(z) \, dz = 1` by quadrature, in one or two dimensions.
+
+    Catches a log-determinant that was forgotten or broadcast, a log-sum-exp over the wrong axis, a missing
+    constant, and a "likelihood" that is none.
+
+    Args:
+        log_prob: From points of shape ``(n, d)`` to log densities of shape ``(n,)``, nats.
+        bounds: A box that holds all the mass but for the tolerance: one pair per dimension.
+        tolerance: Absolute.
+
+    Raises:
+        CheckFailedError: If the integral is not one.
+        ValueError: If there are not one or two dimensions.
+
+    Example:
+        >>> normal = diagonal_normal(torch.zeros(1, dtype=torch.float64), torch.ones((), dtype=torch.float64))
+        >>> density_integrates_to_one(normal.log_prob, [(-10, 10)])
+        >>> density_integrates_to_one(lambda z: normal.log_prob(z / 2), [(-20, 20)])
+        Traceback (most recent call last):
+        ...
+        vi_tutorial.checks.CheckFailedError: the density integrates to 2, not to 1 (tolerance 1e-06)
+    """
+    if len(bounds) not in (1, 2):
+        raise ValueError(f"bounds must hold one pair for each of one or two dimensions; received {len(bounds)}")
+
+    def density(*point: Array) -> Array:
+        columns = np.stack([np.ravel(p) for p in np.broadcast_arrays(*point)], axis=-1)
+        return log_prob(torch.as_tensor(columns)).exp().detach().numpy()
+
+    if len(bounds) == 1:
+        total = float(integrate.quad_vec(lambda z: density(np.asarray(z))[0], *bounds[0], epsabs=tolerance / 10)[0])
+    else:
+        total = float(
+            integrate.cubature(
+                lambda points: density(points[:, 0], points[:, 1]),
+                [low for low, _ in bounds],
+                [high for _, high in bounds],
+                atol=tolerance / 10,
+                rtol=0,
+            ).estimate
+        )
+    if not abs(total - 1) <= tolerance:
+        raise CheckFailedError(f"the density integrates to {total:.6g}, not to 1 (tolerance {tolerance:g})")
+
+
+def samples_match_density(q: Distribution, num_samples: int = 20_000) -> None:
+    r"""Check that ``q`` draws from the density it scores.
+
+    Uses that :math:`\mathbb{E}_{z \sim s}[r(z) / q(z)] = 1` for every normalised density r inside q's support
+    when the sampler s is q. Here r is one of several Normals, narrower than the samples and moved off their
+    centre, so that the ratio stays bounded. Catches a log-variance used as a log standard deviation, noise
+    that is scaled in one place only, and a density on a transformed variable without its Jacobian.
+    It takes for granted that q's density integrates to one: check that first.
+
+    Args:
+        q: A continuous distribution on the real line or on vectors, ``batch_shape`` ``()``, samples in float64.
+        num_samples: At least 1,000.
+
+    Raises:
+        CheckFailedError: If a mean ratio is more than five standard errors from one.
+        ValueError: If ``num_samples`` is too small or ``q`` has a batch.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> samples_match_density(diagonal_normal(torch.zeros(2).double(), torch.ones(()).double()))
+    """
+    check_count("num_samples", num_samples, minimum=1000)
+    if q.batch_shape:
+        raise ValueError(f"q must have batch_shape (); received {tuple(q.batch_shape)}")
+    z = q.sample(torch.Size([num_samples]))
+    flat = z.reshape(num_samples, -1)
+    centre, spread = flat.mean(0), flat.std(0)
+    log_q = q.log_prob(z)
+    for shift in (-0.5, 0.0, 0.5):
+        reference = diagonal_normal(centre + shift * spread, 0.5 * spread)
+        ratio = (reference.log_prob(flat) - log_q).exp()
+        error = ratio.std() / math.sqrt(num_samples)
+        # The reference is fitted to the samples themselves, which adds to the error: hence five.
+        if not abs(ratio.mean() - 1) <= 5 * error:
+            raise CheckFailedError(
+                f"the samples do not follow log_prob: a mean ratio that is 1 came out as {ratio.mean():.4f} "
+                f"± {error:.4f}"
+            )
+
+
+def kl_is_a_divergence(q: Distribution, p: Distribution, tolerance: float = 1e-8) -> None:
+    r"""Check :math:`\mathrm{KL}(q \| p) \ge 0`, zero for equal arguments, and one number per datapoint.
+
+    Catches a flipped sign, a dropped constant, and a sum or mean over the wrong axis.
+
+    Args:
+        q: A distribution with a registered KL to ``p`` and to itself.
+        p: Another, of the same ``event_shape``.
+        tolerance: Absolute.
+
+    Raises:
+        CheckFailedError: If one of the three does not hold.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> kl_is_a_divergence(Normal(torch.zeros(3), torch.ones(3)), Normal(torch.ones(3), torch.ones(3)))
+    """
+    divergence, itself = kl_divergence(q, p), kl_divergence(q, q)
+    if divergence.shape != torch.broadcast_shapes(q.batch_shape, p.batch_shape):
+        raise CheckFailedError(f"KL must have one number per datapoint; received shape {tuple(divergence.shape)}")
+    if not (divergence >= -tolerance).all():
+        raise CheckFailedError(f"KL(q || p) is negative: {divergence.min().item():.6g}")
+    if not (itself.abs() <= tolerance).all():
+        raise CheckFailedError(f"KL(q || q) is not zero: {itself.abs().max().item():.6g}")
+
+
+def bounds_are_ordered(log_weight: Tensor, log_evidence: Tensor | None = None) -> None:
+    r"""Check :math:`\mathcal{L} \le \mathcal{L}_2 \le \mathcal{L}_4 \le \dots \le \log p(x)` in expectation.
+
+    Each bound is estimated without bias from disjoint groups of the same log weights, and a step down by more
+    than four standard errors of the paired difference is an error. Catches weights of the wrong sign, a
+    log-sum-exp over the data axis, and an evidence that is none.
+
+    Args:
+        log_weight: Shape ``(num_samples, *batch)`` with at least 512 samples, nats.
+        log_evidence: Exact, shape ``batch``, nats; the last step is left out if not given.
+
+    Raises:
+        CheckFailedError: If the order is broken.
+        ValueError: If there are too few samples or the shapes do not fit.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> bounds_are_ordered(-0.5 + torch.randn(4096), log_evidence=torch.tensor(0.0))
+    """
+    check_data("log_weight", log_weight)
+    num_samples = len(log_weight)
+    if num_samples < 512:
+        raise ValueError(f"log_weight must hold at least 512 samples; received {num_samples}")
+    groups = log_weight[: num_samples // 16 * 16].reshape(-1, 16, *log_weight.shape[1:]).movedim(1, 0)
+    names = ["ELBO", "IWAE_2", "IWAE_4", "IWAE_8", "IWAE_16"]
+    estimates = [elbo(groups)]
+    for size in (2, 4, 8, 16):
+        estimates.append(iwae(groups.reshape(size, 16 // size, *groups.shape[1:])).mean(0))
+    if log_evidence is not None:
+        if log_evidence.shape != log_weight.shape[1:]:
+            raise ValueError(
+                f"log_evidence must have shape {tuple(log_weight.shape[1:])}; received {tuple(log_evidence.shape)}"
+            )
+        names.append("log p(x)")
+        estimates.append(log_evidence.expand(groups.shape[1:]))
+    for (lower, low), (upper, high) in itertools.pairwise(zip(names, estimates, strict=True)):
+        step = high - low
+        error = step.std(0) / math.sqrt(len(step))
+        if (step.mean(0) < -STANDARD_ERRORS * error - 1e-9).any():
+            raise CheckFailedError(f"{lower} exceeds {upper} by {-step.mean(0).min().item():.4g} nats in expectation")
+
+
+def gradient_is_unbiased(estimates: Tensor, exact_gradient: Tensor) -> None:
+    """Check that independent gradient estimates have the exact gradient as their mean.
+
+    Args:
+        estimates: Shape ``(num_estimates, *shape)``, at least 100 of them.
+        exact_gradient: Shape ``shape``.
+
+    Raises:
+        CheckFailedError: If an element's mean is more than four standard errors off.
+        ValueError: If there are too few estimates or the shapes do not fit.
+
+    Example:
+        >>> estimates = torch.tensor([0.9, 1.1]).repeat(100)
+        >>> gradient_is_unbiased(estimates, torch.tensor(1.0))
+    """
+    check_data("estimates", estimates)
+    if len(estimates) < 100 or estimates.shape[1:] != exact_gradient.shape:
+        raise ValueError(
+            f"estimates must have shape (n, {str(tuple(exact_gradient.shape))[1:]} with n >= 100; "
+            f"received {tuple(estimates.shape)}"
+        )
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    bias = estimates.mean(0) - exact_gradient
+    excess = bias.abs() - STANDARD_ERRORS * error - 1e-9 * exact_gradient.abs().clamp(min=1.0)
+    if (excess > 0).any():
+        raise CheckFailedError(f"the gradient is biased by {bias.flatten()[excess.argmax()].item():.4g}")
+
+
+def batch_repetition_changes_nothing(
+    per_datapoint: Callable[[Tensor], Tensor], x: Tensor, tolerance: float = 1e-6
+) -> None:
+    """Check that repeating the batch leaves each datapoint's value alone.
+
+    Catches a mean or a sum over the batch, and a log-sum-exp over the data axis.
+
+    Args:
+        per_datapoint: A deterministic function from data ``(B, ...)`` to one number per datapoint ``(B,)``.
+        x: Data, shape ``(B, ...)``.
+        tolerance: Relative above one, absolute below.
+
+    Raises:
+        CheckFailedError: If a value changes, or if there is not one number per datapoint.
+
+    Example:
+        >>> batch_repetition_changes_nothing(lambda x: x.sum(-1), torch.ones(3, 2))
+    """
+    check_data("x", x)
+    once, twice = per_datapoint(x), per_datapoint(torch.cat([x, x]))
+    if once.shape != x.shape[:1] or len(twice) != 2 * len(x):
+        raise CheckFailedError(
+            f"there must be one number per datapoint, shape ({len(x)},); received {tuple(once.shape)}"
+        )
+    change = (twice - torch.cat([once, once])).abs() / once.abs().max().clamp(min=1.0)
+    if not (change <= tolerance).all():
+        raise CheckFailedError(f"repeating the batch changes a datapoint's value by {change.max().item():.3g}")
+
+
+def every_parameter_gets_gradient(bound: Tensor, module: nn.Module) -> None:
+    """Check that a bound moves with every trainable parameter tensor of a module.
+
+    Catches a detached sample, an output that is computed and never used, and a frozen part.
+
+    Args:
+        bound: Computed with ``module``, any shape.
+        module: Its trainable parameters are looked at; their ``grad`` is left alone.
+
+    Raises:
+        CheckFailedError: If a parameter's gradient is missing, zero or not finite; names them all.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> every_parameter_gets_gradient(layer(torch.ones(4, 2)), layer)
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(bound.sum(), list(named.values()), retain_graph=True, allow_unused=True)
+    idle = [
+        name
+        for name, gradient in zip(named, gradients, strict=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    ]
+    if idle:
+        raise CheckFailedError(f"no finite, non-zero gradient reaches {', '.join(idle)}")
+
+
+def every_column_moves_the_posterior(
+    posterior_mean: Callable[[Tensor], Tensor], x: Tensor, columns: list[int] | None = None
+) -> None:
+    """Check that each column of the data has a say in the posterior.
+
+    Catches a predictor or a parameter that is computed and never used by the likelihood.
+
+    Args:
+        posterior_mean: A differentiable function of the data.
+        x: Data, shape ``(N, D)``.
+        columns: Which columns to look at; all if not given (leave out those that never vary).
+
+    Raises:
+        CheckFailedError: If the posterior does not depend on a column; names them all.
+
+    Example:
+        >>> every_column_moves_the_posterior(lambda x: x.sum(-1), torch.ones(3, 2))
+    """
+    check_data("x", x, ndim=2)
+    leaf = x.detach().clone().requires_grad_(True)
+    mean = posterior_mean(leaf)
+    weights = torch.linspace(1.0, 2.0, mean.numel(), dtype=mean.dtype).reshape(mean.shape)
+    (gradient,) = torch.autograd.grad((mean * weights).sum(), leaf, allow_unused=True)
+    looked_at = range(x.shape[1]) if columns is None else columns
+    idle = [d for d in looked_at if gradient is None or not gradient[:, d].any()]
+    if idle:
+        raise CheckFailedError(f"the posterior does not depend on column(s) {idle}")

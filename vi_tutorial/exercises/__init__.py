@@ -1,0 +1,123 @@
+"""Exercises that check themselves: an answer meets an independent oracle, and a mistake is named.
+
+Each chapter's exercises stand in a module of its own, ``ch01``, ``ch02``, …; in the notebook a stub comes
+first, then ``ch01.kl_between_normals.check(your_function)``. A stub that is still empty is told "not
+answered yet", never an error. A wrong answer is compared with the likely mistakes, and the one it
+matches is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vi_tutorial.checks import publish
+
+__all__ = ["Exercise", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check of an answer found: ``status`` and the sentence shown to the learner."""
+
+    status: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A task, an oracle that shares no code with the expected solution, and the mistakes people make.
+
+    Args:
+        id: Number, such as ``"01.E1"``.
+        task: What to write, in one sentence.
+        oracle: The right answer as a function; with ``cases`` ``((),)``, a constant.
+        cases: Arguments to try the answer on: several shapes and values.
+        mistakes: For at least two likely mistakes, a name (which completes "this is what one gets with
+            …") and a function.
+        tolerance: Relative above one, absolute below.
+
+    Example:
+        >>> double = Exercise("01.E9", "Double x.", lambda x: x + x, ((1.0,), (3.0,)),
+        ...     {"the square": lambda x: x * x, "x itself": lambda x: x})
+        >>> double.check(lambda x: None)
+        01.E9  not answered yet
+        >>> double.check(lambda x: 2 * x)
+        01.E9  correct
+        >>> double.check(lambda x: x**2)
+        01.E9  not yet: this is what one gets with the square
+        >>> double.check(lambda x: x + 5)
+        01.E9  not yet: for arguments (1.0) the answer is 6, and should be 2
+    """
+
+    id: str
+    task: str
+    oracle: Callable[..., Any]
+    cases: tuple[tuple[Any, ...], ...]
+    mistakes: Mapping[str, Callable[..., Any]] = field(repr=False)
+    tolerance: float = 1e-6
+
+    def check(self, answer: Any) -> None:
+        """Show the verdict on an answer: a function of the case's arguments, or a constant."""
+        verdict = self.verdict(answer)
+        publish(f"{self.id}  {verdict.message}", exercise={"id": self.id, "status": verdict.status})
+
+    def verdict(self, answer: Any) -> Verdict:
+        """The verdict on an answer, as :meth:`check` shows it."""
+        function = answer if callable(answer) else lambda *_: answer
+        results = []
+        for case in self.cases:
+            try:
+                result = function(*case)
+            except Exception as error:
+                return Verdict("wrong", f"not yet: for arguments {_shown(case)} it raises {error!r}")
+            if result is None or result is Ellipsis:
+                return Verdict("unanswered", "not answered yet")
+            results.append(result)
+        wrong_case = next((i for i in range(len(results)) if not self._same(results[i], self.oracle, i)), None)
+        if wrong_case is None:
+            return Verdict("correct", "correct")
+        for name, mistake in self.mistakes.items():
+            if all(self._same(result, mistake, i) for i, result in enumerate(results)):
+                return Verdict("wrong", f"not yet: this is what one gets with {name}")
+        case = self.cases[wrong_case]
+        right = self.oracle(*case)
+        got, want = _array(results[wrong_case]), _array(right)
+        if got is None or want is None or got.shape != want.shape:
+            shape = "no array of numbers" if got is None else f"of shape {got.shape}"
+            want_shape = None if want is None else want.shape
+            message = f"the answer is {shape}, and should have shape {want_shape}"
+        else:
+            message = f"the answer is {_shown_value(got)}, and should be {_shown_value(want)}"
+        return Verdict("wrong", f"not yet: for arguments {_shown(case)} {message}")
+
+    def _same(self, result: Any, rule: Callable[..., Any], index: int) -> bool:
+        got, want = _array(result), _array(rule(*self.cases[index]))
+        if got is None or want is None or got.shape != want.shape:
+            return False
+        return bool((np.abs(got - want) <= self.tolerance * np.maximum(1.0, np.abs(want))).all())
+
+
+def _array(value: Any) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    try:
+        return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _shown(case: tuple[Any, ...]) -> str:
+    arrays = [_array(argument) for argument in case]
+    shown = (repr(a) if v is None else _shown_value(v, bare=a) for a, v in zip(case, arrays, strict=True))
+    return f"({', '.join(shown)})"
+
+
+def _shown_value(value: np.ndarray[Any, Any], bare: Any = None) -> str:
+    if value.ndim == 0:
+        return repr(bare) if isinstance(bare, int | float) else f"{value:.6g}"
+    if value.size <= 8:
+        return np.array2string(value, precision=4, separator=", ")
+    return f"an array of shape {value.shape} that begins with {value.flat[0]:.6g}"
