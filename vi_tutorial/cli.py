@@ -1,0 +1,159 @@
+"""The command line: ``vi-tutorial run`` executes the chapters and reports what they verified."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from vi_tutorial._execute import Execution
+
+app = typer.Typer(
+    help="From variational inference to variational autoencoders: executable chapters.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+CHECK_FIELDS = ("id", "statement", "kind", "tolerance", "wrong", "ok")
+
+
+def _at_least_one(value: int) -> int:
+    if value < 1:
+        raise typer.BadParameter(f"received {value}; expected at least 1")
+    return value
+
+
+@app.callback()
+def main() -> None:
+    """Keep ``run`` a subcommand, so that others can stand beside it."""
+
+
+class Verdict(NamedTuple):
+    """What one executed chapter says about itself."""
+
+    execution: Execution
+    checks: list[dict[str, Any]]  # without duplicates, in order of appearance
+    exercises: list[str]
+    failures: list[str]
+
+
+@app.command()
+def run(
+    chapters: Annotated[
+        list[str] | None, typer.Argument(help="Numbers or names, such as 01 06.", show_default="all")
+    ] = None,
+    notebooks: Annotated[Path, typer.Option(help="The folder of the chapters.", exists=True, file_okay=False)] = Path(
+        "notebooks"
+    ),
+    output: Annotated[Path, typer.Option(help="Where report.json and the executed copies go.", file_okay=False)] = Path(
+        "build"
+    ),
+    jobs: Annotated[int, typer.Option(help="How many chapters at a time.", callback=_at_least_one)] = 2,
+    timeout: Annotated[int, typer.Option(help="Seconds that one cell may take.", callback=_at_least_one)] = 600,
+) -> None:
+    """Execute the chapters from clean; report seconds, verified checks and failures."""
+    import nbformat
+
+    from vi_tutorial._execute import execute_all, select, write_atomically
+
+    try:
+        paths = select(notebooks, chapters or [], ".ipynb")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'CHAPTERS'") from None
+
+    def keep(execution: Execution) -> None:
+        if execution.notebook is not None:
+            copy = output / "notebooks" / execution.path.name
+            write_atomically(copy, nbformat.writes(execution.notebook) + "\n")
+
+    start = time.perf_counter()
+    try:
+        executions = execute_all(paths, folder=notebooks, jobs=jobs, timeout=timeout, finished=keep)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; the kernels are shut down.", err=True)
+        raise typer.Exit(130) from None
+    seconds = time.perf_counter() - start
+
+    verdicts = [judge(execution) for execution in executions]
+    report = {"commit": _commit(notebooks), "seconds": round(seconds, 1), **_report(verdicts)}
+    write_atomically(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(_table(verdicts))
+    typer.echo(f"{len(verdicts)} chapters in {seconds:.1f} s; see {output / 'report.json'}")
+    if any(verdict.failures for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def records(notebook: NotebookNode, kind: str) -> list[dict[str, Any]]:
+    """What the chapter's outputs say in their metadata about each ``"check"`` or ``"exercise"``, in order."""
+    metadata = [output.get("metadata", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [entry["vi_tutorial"][kind] for entry in metadata if kind in entry.get("vi_tutorial", {})]
+
+
+def judge(execution: Execution) -> Verdict:
+    """A chapter passes if every cell ran, and every check is complete, written once, and holds."""
+    failures = [str(execution.failure)] if execution.failure else []
+    checks: dict[str, dict[str, Any]] = {}
+    found = records(execution.notebook, "check") if execution.notebook else []
+    for check in found:
+        name = check.get("id", "(no id)")
+        if missing := [field for field in CHECK_FIELDS if field not in check]:
+            failures.append(f"check {name}: its record lacks {', '.join(missing)}")
+        elif name in checks:
+            failures.append(f"check {name} is written twice")
+        else:
+            checks[name] = check
+            failures += [] if check["ok"] else [f"check {name} does not hold"]
+    exercises = records(execution.notebook, "exercise") if execution.notebook else []
+    ids = list(dict.fromkeys(exercise["id"] for exercise in exercises))
+    return Verdict(execution, list(checks.values()), ids, failures)
+
+
+def _report(verdicts: list[Verdict]) -> dict[str, list[dict[str, Any]]]:
+    report: dict[str, list[dict[str, Any]]] = {"chapters": [], "checks": [], "exercises": []}
+    for execution, checks, exercises, failures in verdicts:
+        chapter = execution.path.name[:2]
+        report["chapters"].append(
+            {
+                "chapter": chapter,
+                "file": execution.path.name,
+                "seconds": round(execution.seconds, 1),
+                "cell_seconds": round(execution.cell_seconds, 1),
+                "ok": not failures,
+            }
+        )
+        report["checks"] += [
+            {"id": check["id"], "chapter": chapter} | {field: check[field] for field in CHECK_FIELDS}
+            for check in checks
+        ]
+        report["exercises"] += [{"id": name, "chapter": chapter} for name in exercises]
+    return report
+
+
+def _table(verdicts: list[Verdict]) -> str:
+    width = max(len("chapter"), *(len(verdict.execution.path.stem) for verdict in verdicts))
+    lines = [f"{'chapter':{width}}  seconds  checks  failures"]
+    for execution, checks, _, failures in verdicts:
+        held = sum(check["ok"] for check in checks)
+        name = execution.path.stem
+        lines.append(f"{name:{width}}  {execution.seconds:7.1f}  {held:6d}  {len(failures):8d}")
+    for execution, _, _, failures in verdicts:
+        lines += [f"FAILED {execution.path.stem}: {failure}" for failure in failures]
+    return "\n".join(lines)
+
+
+def _commit(folder: Path) -> str:
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return git.stdout.strip()
