@@ -1,0 +1,256 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Start here
+#
+# **How do variational autoencoders really work?** This series answers in small steps. Each step is a page that you
+# can run, and each formula on it is tested in the cell below it, by a second computation that shares nothing with
+# the first. If a formula were wrong, its page would not run to the end.
+#
+# The whole story is a chain of six links. Every chapter opens with it, and lights the link that it forges.
+
+# %% mystnb={"image": {"alt": "Six boxes joined by arrows: KL divergence, ELBO lower bound, phi with the model known, theta with its form known, networks where the form is unknown, and what breaks and mends. None is lit."}}
+from vi_tutorial import plots
+
+plots.chain()
+
+# %% [markdown]
+# Read it from the left.
+#
+# - We want a distribution that we cannot compute, so we look for the nearest one that we can. The **KL** divergence
+#   says what *near* means.
+# - The divergence cannot be computed either. A lower bound on the evidence, the **ELBO**, can, and pushing it up
+#   pulls the divergence down.
+# - While the model is known we push with **φ**, the parameters of the approximation.
+# - When only the form of the model is known, we push with **θ** too, the parameters of the model. That is maximum
+#   likelihood, nearly; the *nearly* is worth a chapter.
+# - When not even the form is known, **networks** take the place of both. That is a variational autoencoder.
+# - Then things **break**, each in its own way, and there is a remedy for each.
+#
+# All along, one line of code computes the bound. It never changes:
+#
+# ```python
+# elbo(draw(model.given(x), q(x), num_samples).log_weight)
+# ```
+
+# %% [markdown]
+# ## A taste, in five lines
+#
+# Somebody draws a number $z$ from a standard normal distribution, adds standard normal noise, and tells you only the
+# sum: $x = 2$. What was $z$? Here the answer is known, so we can watch the method find it.
+#
+# `model` knows the joint density $p(x, z)$. `q` is a normal distribution that starts at the wrong place with the
+# wrong width. We let an optimiser raise the ELBO, and hold the curve against the **log evidence** $\log p(x)$, which
+# the optimiser never sees.
+
+# %%
+import torch
+from torch.optim import Adam
+
+from vi_tutorial import families, models, training
+from vi_tutorial.elbo import draw, elbo
+
+_ = torch.manual_seed(0)
+x = torch.tensor([2.0], dtype=torch.float64)
+num_samples = 64
+
+# %%
+model = models.conjugate_normal(num_data=1)
+q = families.FullRankNormal(1, dtype=torch.float64)
+optimiser = Adam(q.parameters(), lr=0.02)
+history = training.fit(lambda x: elbo(draw(model.given(x), q(x), num_samples).log_weight), optimiser, x, num_steps=300)
+
+# %% [markdown]
+# Before you look at the picture, guess: where will the curve stop? And why should its jitter die down, although every
+# step draws fresh samples?
+
+# %% mystnb={"image": {"alt": "The ELBO in nats over 300 optimisation steps: a jagged curve rises from about minus 3.4, becomes nearly smooth, and stops at the horizontal line of the log evidence at minus 2.27."}}
+import matplotlib.pyplot as plt
+
+with plots.style():
+    fig, ax = plt.subplots()
+    plots.history(history, ax, evidence=model.log_evidence(x).item())
+    ax.set_title("The ELBO climbs to the log evidence, and stops there")
+
+# %% [markdown]
+# It stops at the log evidence because no lower bound can pass it. And its jitter all but dies because at the top $q$ is
+# the exact posterior: there $\log p(x, z) - \log q(z)$ is the same number for every $z$, so it no longer matters
+# which samples are drawn. That number, the **log weight**, is the one object of this series. [Chapter
+# 01](01_the_elbo.ipynb) takes it apart.
+
+# %% [markdown]
+# ## How to read a check
+#
+# "It stops at the log evidence" is a claim. So it has a number and meets an oracle: here SciPy's normal density, since
+# a sum of two independent standard normals is $\mathcal{N}(0, 2)$. The next line is what a check prints.
+
+# %%
+import numpy as np
+from scipy import stats
+
+from vi_tutorial import checks
+
+log_evidence = stats.norm(0, np.sqrt(2)).logpdf(2.0)
+peak = stats.norm.logpdf(1.0) + stats.norm(1.0, 1).logpdf(2.0)  # log p(x, z) at its best z
+bound_before = -0.5 * np.log(2 * np.pi) - 0.5 * (2.0**2 + 1)  # E_q[log p(x | z)] at q = p(z), where the KL is 0
+fitted = elbo(draw(model.given(x), q(x), 10_000).log_weight)
+checks.independent(
+    "00.1",
+    "the ELBO of the fitted q is the log evidence",
+    fitted,
+    log_evidence,
+    wrong={"log p(x, z) at its peak, nothing integrated": peak, "the ELBO of the prior": bound_before},
+    tolerance=1e-2,
+)
+
+# %% [markdown]
+# From left to right: the verdict; the number of the claim; the claim; the kind of proof with its tolerance; and the
+# **wrong answers that this very check would have rejected**. The kinds, strongest first:
+#
+# | kind | the oracle |
+# |---|---|
+# | exact | another closed form, in double precision |
+# | quadrature | numerical integration |
+# | enumeration | a sum over every state |
+# | independent | somebody else's implementation |
+# | monte-carlo | the exact value, within four standard errors of the samples' mean |
+# | inequality | the other side of a bound |
+#
+# A check that fails stops the page. Suppose someone forgets the integral and takes the peak of the joint density for
+# the evidence:
+
+# %%
+from IPython.utils.capture import capture_output
+
+with capture_output():  # so that this failure, which is staged, does not enter the page's record
+    try:
+        checks.independent(
+            "00.2",
+            "the ELBO is log p(x, z) at its peak",
+            fitted,
+            peak,
+            wrong={"off by one": peak + 1},
+            tolerance=1e-2,
+        )
+    except checks.CheckFailedError as error:
+        verdict = str(error)
+print(verdict.split(". ")[0])
+
+# %% [markdown]
+# And a check that *could not* fail cannot be written. Here the tolerance is so wide that the mistake would pass too:
+
+# %%
+with capture_output():
+    try:
+        checks.independent(
+            "00.3", "the ELBO is log p(x)", fitted, log_evidence, wrong={"the peak": peak}, tolerance=1.0
+        )
+    except checks.CheckFailedError as error:
+        verdict = str(error)
+print(verdict.split(". ")[0])
+
+# %% [markdown]
+# So a green page means more than "it ran". Change a formula, run the cell below it, and see.
+
+# %% [markdown]
+# ## How to read a gap ledger
+#
+# The evidence is what we would like to have; the ELBO is what we get. The **gap ledger** says where the difference
+# went, in nats, always against an exact $\log p_\theta(x)$:
+#
+# $$
+# \log p_\theta(x) \;=\; \mathcal{L}(q) \;+\; \underbrace{\mathcal{L}(q^*) - \mathcal{L}(q)}_{\text{amortisation gap}}
+# \;+\; \underbrace{\log p_\theta(x) - \mathcal{L}(q^*)}_{\text{approximation gap}} \tag{00.1}
+# $$
+#
+# where $q^*$ is the best member of $q$'s family for this $x$. The first gap is what this $q$ leaves undone; it has its
+# name from encoders, which have to serve all datapoints at once. The second is what the whole family cannot reach.
+# Here is the ledger of our taste before a single step: $q$ is still the prior, and the family holds the posterior.
+
+# %%
+from vi_tutorial import evaluation
+
+before = torch.tensor([bound_before], dtype=torch.float64)
+best = torch.tensor([log_evidence])
+print(evaluation.gap_ledger(before, best, best))
+
+# %% [markdown]
+# All of the difference can be won by optimising $q$; nothing is lost to the family. In later chapters both gaps are
+# open, and a third row appears: what the *model's* parameters $\theta$ lose against a named better choice.
+
+# %% [markdown]
+# ## The chapters
+#
+# | | chapter | its question |
+# |---|---|---|
+# | | **Part I: the model is known** | |
+# | 01 | [The ELBO](01_the_elbo.ipynb) | What do we maximise when the posterior is out of reach, and why is it a bound? |
+# | 02 | [A fixed Gaussian joint](02_a_fixed_gaussian_joint.ipynb) | What does an approximation that ignores correlation get right, and what wrong? |
+# | | **Part II: its form is known, its parameters are not** | |
+# | 06 | [Learning θ and φ together](06_learning_theta_and_phi.ipynb) | Does raising the ELBO raise the likelihood? |
+# | | **Part III: the form is unknown** | |
+# | 10 | [The variational autoencoder](10_the_variational_autoencoder.ipynb) | How do VAEs really work? |
+#
+# The numbers leave room for the chapters still being written: gradients from samples, VI on your own model, EM, what a
+# simple $q$ does to $\theta$, encoders, likelihoods from networks, evaluation, and Part IV, *what breaks, and what
+# mends it*.
+#
+# **For whom.** You know calculus, the normal distribution and a little PyTorch; you have not met variational
+# inference. If you teach: each chapter fills about 90 minutes. If you doubt: change a line, and run the check below it.
+#
+# **How to run.** In a clone of the repository, `make lab` opens a copy of these pages that is yours to edit. `make run`
+# executes all chapters and prints a table of what was verified. Each chapter reads in 20 to 30 minutes and runs in
+# well under one. Nothing is downloaded.
+#
+# **Exercises.** Each chapter ends with three to five. Write your answer into the stub and run the cell: it is compared
+# with an oracle, and the usual mistakes are recognised by name. Solutions stand folded at the end.
+
+# %% [markdown]
+# ## Notation
+#
+# The same everywhere. In code the symbols are words.
+#
+# | symbol | meaning | in code |
+# |---|---|---|
+# | $x$ | data, observed | `x` |
+# | $z$ | latent, not observed | `z` |
+# | $\theta$ | parameters of the model | `model` |
+# | $\phi$ | parameters of the approximation | `q` |
+# | $p_\theta(x, z)$ | the joint | `model.given(x)` is its logarithm as a function of `z` |
+# | $p(z)$ | the prior | `model.prior()` |
+# | $p_\theta(x \mid z)$ | the likelihood | `model.likelihood(z)` |
+# | $p_\theta(z \mid x)$ | the posterior | `model.posterior(x)`, where it is known |
+# | $p_\theta(x)$ | the evidence, or marginal likelihood | `model.log_evidence(x)`, where it is known |
+# | $q_\phi(z)$ or $q_\phi(z \mid x)$ | the approximate posterior | `q(x)` |
+# | $w = p_\theta(x, z) / q_\phi(z \mid x)$ | the weight of a sample $z \sim q$ | `draw(...).log_weight` |
+# | $\mathcal{L}$ | the ELBO, $\mathbb{E}_q[\log w]$ | `elbo(log_weight)` |
+# | $p_D(x)$ | the distribution of the data | |
+# | $K$ | number of samples | `num_samples` |
+# | $N$, $B$ | number of datapoints, size of a minibatch | `num_data`, `batch_size` |
+# | $D$, $L$ | dimension of the data, of the latent | `data_dim`, `latent_dim` |
+#
+# Two conventions prevent the field's most common mistakes. A bound is **one number per datapoint, in nats**, summed
+# over pixels and latent dimensions and never averaged. And **larger is better**: the only minus sign that turns a
+# bound into a loss stands inside `training.fit`.
+
+# %% [markdown]
+# ## Where this page was run
+#
+# Everything above is the same on every machine; what follows is not, and is left out when outputs are compared.
+
+# %% tags=["nbval-ignore-output"]
+import platform
+from importlib.metadata import version
+
+for name in ("vi_tutorial", "torch", "numpy", "scipy", "scikit-learn", "matplotlib"):
+    print(f"{name:<14}{version(name)}")
+print(f"{'python':<14}{platform.python_version()}")
+
+# %% [markdown]
+# **Next:** [01 · The ELBO](01_the_elbo.ipynb). Why is there an integral, and what do we do when we cannot do it?
