@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -151,6 +152,7 @@ class _Client(NotebookClient):
             if task is not None and task.cancelling() and self.km is not None and self.km.provisioner:
                 # nbclient takes a cancelled cell for a dead kernel. It is busy: it would not hear a request.
                 await self.km.provisioner.kill()
+                await self.km.provisioner.wait()
                 raise asyncio.CancelledError from None
             raise
         finally:
@@ -167,19 +169,16 @@ async def _execute(
 ) -> Execution:
     start = time.perf_counter()
     client = failure = None
-    try:
-        client = _Client(
-            _cleared(read(path)),
-            timeout=timeout,
-            record_timing=False,
-            store_widget_state=False,
-        )
-        await client.async_execute(cwd=str(folder), env=environment)
-    except Exception as error:  # whatever it is, it must not stop the other chapters
-        failure = _failure(error, client)
-    finally:
-        if client is not None and client.km is not None and client.km.has_kernel:
-            await ensure_async(client.km.shutdown_kernel(now=True))
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # what the kernel itself says
+        try:
+            client = _Client(_cleared(read(path)), timeout=timeout, record_timing=False, store_widget_state=False)
+            await client.async_execute(cwd=str(folder), env=environment, stderr=log)
+        except Exception as error:  # whatever it is, it must not stop the other chapters
+            log.seek(0)
+            failure = _failure(error, client, log.read())
+        finally:
+            if client is not None and client.km is not None and client.km.has_kernel:
+                await ensure_async(client.km.shutdown_kernel(now=True))
     return Execution(
         path=path,
         notebook=client.nb if client else None,
@@ -196,7 +195,8 @@ def _cleared(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _failure(error: Exception, client: _Client | None) -> Failure:
+def _failure(error: Exception, client: _Client | None, log: str) -> Failure:
+    details = f"{error}\n{log}"
     if client is None:
         where = "file"
     elif client.current_cell is None:
@@ -205,10 +205,10 @@ def _failure(error: Exception, client: _Client | None) -> Failure:
         source = client.nb.cells[client.current_cell].source.strip() or "(empty)"
         where = f"cell {client.current_cell} `{source.splitlines()[0]}`"
     if isinstance(error, CellExecutionError):
-        return Failure(where, f"{error.ename}: {_last_line(error.evalue)}", str(error))
+        return Failure(where, f"{error.ename}: {_last_line(error.evalue)}", details)
     if isinstance(error, CellControlSignal):  # a time-out, whose message goes on to quote the cell
-        return Failure(where, f"{type(error).__name__}: {str(error).splitlines()[0]}", str(error))
-    return Failure(where, f"{type(error).__name__}: {_last_line(str(error))}", str(error))
+        return Failure(where, f"{type(error).__name__}: {str(error).splitlines()[0]}", details)
+    return Failure(where, f"{type(error).__name__}: {_last_line(str(error))}", details)
 
 
 def _last_line(text: str) -> str:
