@@ -13,12 +13,19 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MultivariateNormal, constraints, transform_to
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    constraints,
+    transform_to,
+)
 
 from vi_tutorial._validation import check_count, check_data
 from vi_tutorial.distributions import diagonal_normal, full_normal
 
-__all__ = ["Fixed", "FullRankNormal", "MeanFieldNormal", "standard_normal"]
+__all__ = ["Fixed", "FullRankNormal", "LowRankNormal", "MeanFieldNormal", "standard_normal"]
 
 
 class Fixed(nn.Module):
@@ -140,3 +147,39 @@ class FullRankNormal(nn.Module):
     def forward(self, x: Tensor | None = None) -> MultivariateNormal:
         """q as a distribution with ``event_shape`` ``(dim,)``; ``x`` is not looked at."""
         return full_normal(self.loc, self.scale_tril)
+
+
+class LowRankNormal(nn.Module):
+    r"""A Normal whose covariance is low rank plus diagonal: :math:`\Sigma = F F^\top + \operatorname{diag} \sigma^2`.
+
+    Between mean-field (rank 0) and full rank: ``rank`` directions of correlation for ``dim * (rank + 2)`` numbers.
+    Starts near :math:`\mathcal{N}(0, I)`, with a small fixed :math:`F`: at :math:`F = 0` its gradient vanishes.
+
+    Args:
+        dim: Latent dimension, at least 1.
+        rank: Number of columns of :math:`F`, at least 1.
+        dtype: Floating-point type; torch's default if not given.
+
+    Raises:
+        TypeError, ValueError: If ``dim`` or ``rank`` is not an ``int`` of at least 1.
+
+    Source:
+        Ong, Nott & Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
+
+    Example:
+        >>> LowRankNormal(5, rank=2)().covariance_matrix.shape
+        torch.Size([5, 5])
+    """
+
+    def __init__(self, dim: int, rank: int = 1, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_count("rank", rank)
+        self.loc = nn.Parameter(torch.zeros(dim, dtype=dtype))
+        self.log_scale = nn.Parameter(torch.zeros(dim, dtype=dtype))
+        angles = torch.outer(torch.arange(1, dim + 1, dtype=dtype), torch.arange(1, rank + 1, dtype=dtype))
+        self.factor = nn.Parameter(0.1 * torch.cos(angles.to(self.loc.dtype)))
+
+    def forward(self, x: Tensor | None = None) -> LowRankMultivariateNormal:
+        """q as a distribution with ``event_shape`` ``(dim,)``; ``x`` is not looked at."""
+        return LowRankMultivariateNormal(self.loc, self.factor, (2 * self.log_scale).exp())
