@@ -1,0 +1,55 @@
+# On a fresh machine: Python >= 3.11, make and a network. Afterwards no network is needed.
+# Chapters can be named: make run CHAPTERS="01 06"
+
+PYTHON ?= $(shell command -v python3 || command -v python)
+JOBS ?= 2
+CHAPTERS ?=
+
+# Paths are relative, so that the folder's own path may contain spaces.
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+
+.PHONY: help run test lab check format execute clean install
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
+
+run: $(INSTALLED) ## execute the chapters and report what they verified (build/report.json)
+	@$(PY) -m vi_tutorial run $(CHAPTERS) --jobs $(JOBS)
+
+test: $(INSTALLED) ## lint, types, unit tests, then every chapter against its stored outputs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest tests
+	$(PY) -m pytest --nbval notebooks -n $(JOBS) --dist loadscope
+
+lab: $(INSTALLED) ## open your own copies of the chapters (my_notebooks) in JupyterLab
+	@$(PY) tools/lab.py
+
+check: ## what continuous integration runs: test, then run
+	@$(MAKE) test
+	@$(MAKE) run
+
+format: $(INSTALLED) ## format the code, and mend what the linter can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+execute: $(INSTALLED) ## authors: make the notebooks from notebooks/src and execute them
+	@$(PY) tools/execute.py $(CHAPTERS) --jobs $(JOBS)
+
+clean: ## remove what was built; .venv and my_notebooks stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find vi_tutorial tests tools notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is a copy of what was installed from: a new date alone (a checkout, say) installs nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	@cat pyproject.toml constraints.txt | cmp -s - $@ || $(MAKE) --no-print-directory install
+	@touch $@
+
+install:
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed; none was found. Name one: make PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed; {sys.executable} is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
+	"$(PYTHON)" -m venv .venv
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	@cat pyproject.toml constraints.txt > $(INSTALLED)

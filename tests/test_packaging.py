@@ -1,0 +1,108 @@
+"""Packaging says everything once: what is needed in pyproject.toml, which versions in constraints.txt."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import vi_tutorial
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONSTRAINTS = [
+    Requirement(line)
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+PINS = {canonicalize_name(pin.name): pin.specifier for pin in CONSTRAINTS}
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(text) for texts in [PROJECT["dependencies"], *extras] for text in texts]
+
+
+def test_every_constraint_is_a_pin():
+    assert [str(pin) for pin in CONSTRAINTS if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_dependency_has_a_pin_that_suits_it(requirement):
+    name = canonicalize_name(requirement.name)
+    assert name in PINS, f"{requirement.name} has no pin in constraints.txt"
+    (pin,) = PINS[name]
+    assert requirement.specifier.contains(pin.version)
+
+
+def test_pins_are_what_is_installed():
+    different = []
+    for name, pin in PINS.items():
+        try:
+            installed = Version(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+        if not pin.contains(installed.public):
+            different.append(f"{name}: {installed} is installed, {pin} is pinned")
+    assert different == []
+
+
+def test_versions_are_pinned_in_one_place():
+    elsewhere = ["Makefile", "pyproject.toml", "environment.yml", ".pre-commit-config.yaml", "README.md", ".ci/run"]
+    files = [ROOT / name for name in elsewhere] + [*(ROOT / ".github").rglob("*.yml")]
+    pins = {
+        f"{path.name}: {pin}"
+        for path in files
+        if path.exists()
+        for pin in re.findall(r"[\w-]+==[\d.]*\d", path.read_text(encoding="utf-8"))
+    }
+    (torch,) = PINS["torch"]
+    assert pins <= {f"README.md: torch=={torch.version}"}, "pin versions in constraints.txt only"
+
+
+def test_conda_users_get_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python, pip, from_pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    assert from_pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
+    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == PROJECT["version"] == vi_tutorial.__version__
+    assert " AND ".join(citation["license"]) == PROJECT["license"]
+    assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    project = tmp_path / "project"  # setuptools leaves its own build folders behind
+    project.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    for name in ("vi_tutorial", "tests"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(project)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    (wheel,) = tmp_path.glob("*.whl")
+    names = ZipFile(wheel).namelist()
+    package = ROOT / "vi_tutorial"
+    expected = [*package.rglob("*.py"), *package.glob("datasets/*.csv"), package / "py.typed"]
+    inside = {name for name in names if not name.startswith(f"vi_tutorial-{PROJECT['version']}.dist-info/")}
+    assert inside == {path.relative_to(ROOT).as_posix() for path in expected}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
