@@ -169,7 +169,8 @@ def old_faithful() -> Tensor:
         Shape ``(272, 2)``.
 
     Source:
-        Azzalini & Bowman (1990), A Look at Some Data on the Old Faithful Geyser, Applied Statistics 39(3).
+        Härdle (1991), Smoothing Techniques with Implementation in S; R ships this table as ``faithful``. Azzalini
+        & Bowman (1990), A Look at Some Data on the Old Faithful Geyser, Applied Statistics 39(3), use a longer one.
 
     Example:
         >>> old_faithful().shape, old_faithful()[0].tolist()
@@ -189,7 +190,7 @@ def eight_schools() -> Schools:
 
     Source:
         Rubin (1981), Estimation in Parallel Randomized Experiments; Gelman et al. (2013), Bayesian Data
-        Analysis, table 5.2.
+        Analysis.
 
     Example:
         >>> eight_schools().effect.tolist()

@@ -90,7 +90,7 @@ def draw(log_joint: LogJoint, q: Distribution, num_samples: int = 1) -> Draws:
             ``log_joint`` returns another shape than ``q.log_prob``, or if a log density is NaN.
 
     Source:
-        Kingma & Welling (2014), Auto-Encoding Variational Bayes, eq. 5.
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, eq. 4 to 6.
 
     Example:
         >>> from torch.distributions import Normal
@@ -185,7 +185,7 @@ def elbo(log_weight: Tensor) -> Tensor:
         ValueError: If it has no samples, an empty batch, or a NaN.
 
     Source:
-        Jordan, Ghahramani, Jaakkola & Saul (1999), An Introduction to Variational Methods.
+        Jordan, Ghahramani, Jaakkola & Saul (1999), An Introduction to Variational Methods for Graphical Models.
 
     Example:
         >>> elbo(torch.tensor([[-1.0, -4.0], [-3.0, -6.0]]))
@@ -264,9 +264,9 @@ def renyi(log_weight: Tensor, alpha: float) -> Tensor:
 
     .. math:: \mathcal{L}_\alpha = \frac{1}{1-\alpha} \log \mathbb{E}_q\!\left[ w^{1-\alpha} \right]
 
-    Non-increasing in α: the log evidence at :math:`\alpha = 0`, the ELBO in the limit
-    :math:`\alpha \to 1`, an upper bound for :math:`\alpha < 0`. These hold for the expectation
-    inside the logarithm; the logarithm of its Monte Carlo mean is biased towards the ELBO.
+    Non-increasing in α: the ELBO in the limit :math:`\alpha \to 1` and, if q covers the posterior's support,
+    the log evidence at :math:`\alpha = 0` and an upper bound for :math:`\alpha < 0`. These hold for the
+    expectation inside the logarithm; the logarithm of its Monte Carlo mean is biased towards the ELBO.
 
     Args:
         log_weight: Shape ``(num_samples, *batch)``, nats.
@@ -280,7 +280,7 @@ def renyi(log_weight: Tensor, alpha: float) -> Tensor:
         ValueError: As for :func:`elbo`, and if ``alpha`` is not finite.
 
     Source:
-        Li & Turner (2016), Rényi Divergence Variational Inference, eq. 6 and theorem 1.
+        Li & Turner (2016), Rényi Divergence Variational Inference, eq. 4 and theorem 1.
 
     Example:
         >>> import math
@@ -317,7 +317,7 @@ def cubo(log_weight: Tensor, order: float = 2.0) -> Tensor:
 
     Source:
         Dieng, Tran, Ranganath, Paisley & Blei (2017), Variational Inference via χ Upper Bound
-        Minimization, eq. 3.
+        Minimization.
 
     Example:
         >>> import math
@@ -346,7 +346,8 @@ def dataset_total(bound: Tensor, num_data: int) -> Tensor:
         ValueError: If ``bound`` is not a non-empty vector, or longer than ``num_data``.
 
     Source:
-        Hoffman, Blei, Wang & Paisley (2013), Stochastic Variational Inference, section 2.3.
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, eq. 8; Hoffman, Blei, Wang & Paisley (2013),
+        Stochastic Variational Inference.
 
     Example:
         >>> dataset_total(torch.tensor([-1.0, -3.0]), num_data=10)
@@ -400,7 +401,8 @@ def elbo_sticking_the_landing(log_joint: LogJoint, q: Distribution, num_samples:
         TypeError, ValueError: As for :func:`draw`.
 
     Source:
-        Roeder, Wu & Duvenaud (2017), Sticking the Landing, eq. 7 and 8.
+        Roeder, Wu & Duvenaud (2017), Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
+        Variational Inference.
 
     Example:
         >>> from torch.distributions import Normal
@@ -439,8 +441,8 @@ def elbo_score_function(log_joint: LogJoint, q: Distribution, num_samples: int =
         TypeError, ValueError: As for :func:`draw`, and if a log weight is infinite.
 
     Source:
-        Williams (1992), REINFORCE, eq. 5; Ranganath, Gerrish & Blei (2014), Black Box Variational
-        Inference, eq. 3.
+        Williams (1992), Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
+        Learning; Ranganath, Gerrish & Blei (2014), Black Box Variational Inference.
 
     Example:
         >>> from torch.distributions import Bernoulli
@@ -473,8 +475,9 @@ def elbo_leave_one_out(log_joint: LogJoint, q: Distribution, num_samples: int = 
         TypeError, ValueError: As for :func:`elbo_score_function`, and if ``num_samples < 2``.
 
     Source:
-        Salimans & Knowles (2014), On Using Control Variates with Stochastic Approximation for
-        Variational Bayes; Kool, van Hoof & Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!, eq. 8.
+        Kool, van Hoof & Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!; for control variates
+        in general, Salimans & Knowles (2014), On Using Control Variates with Stochastic Approximation for
+        Variational Bayes and its Connection to Stochastic Linear Regression.
 
     Example:
         >>> from torch.distributions import Bernoulli
@@ -533,7 +536,7 @@ def iwae_doubly_reparameterised(log_joint: LogJoint, q: Distribution, num_sample
 
     Source:
         Tucker, Lawson, Gu & Maddison (2019), Doubly Reparameterized Gradient Estimators for Monte
-        Carlo Objectives, eq. 8.
+        Carlo Objectives.
 
     Example:
         >>> from torch.distributions import Normal

@@ -122,10 +122,10 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 def pareto_k(log_weight: Tensor) -> Tensor:
     r"""The tail index k̂ of the weights, by Pareto-smoothed importance sampling.
 
-    The largest weights are fitted by a generalised Pareto distribution of shape k; moments of order above
-    :math:`1/k` do not exist. Estimates are unreliable above :math:`\min(1 - 1/\log_{10} K, 0.7)`. k̂ can alarm but
-    never certify: it sees only where q has put its samples. Weights that do not vary, up to rounding, have no
-    tail: k̂ is then :math:`-\infty`.
+    The largest weights are fitted by a generalised Pareto distribution of shape k; moments of order
+    :math:`1/k` and above do not exist if :math:`k > 0`. Estimates are unreliable above
+    :math:`\min(1 - 1/\log_{10} K, 0.7)`. k̂ can alarm but never certify: it sees only where q has put its samples.
+    Weights that do not vary, up to rounding, have no tail: k̂ is then :math:`-\infty`.
 
     Args:
         log_weight: Shape ``(num_samples, *batch)``, finite, at least 25 samples, nats.
@@ -137,8 +137,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
         TypeError, ValueError: If ``log_weight`` is not a finite, non-empty tensor, or has too few samples.
 
     Source:
-        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto Smoothed Importance Sampling, JMLR 25(72),
-        through ``arviz-stats``, the reference implementation.
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto Smoothed Importance Sampling, JMLR 25(72);
+        as implemented in ``arviz-stats``.
 
     Example:
         >>> pareto_k(torch.zeros(100))
@@ -227,7 +227,7 @@ def gap_ledger(elbo: Tensor, best_elbo: Tensor, log_evidence: Tensor, reference:
         ValueError: If one is empty or not finite, or if the shapes differ.
 
     Source:
-        Cremer, Li & Duvenaud (2018), Inference Suboptimality in Variational Autoencoders, eq. 4 and 5.
+        Cremer, Li & Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
 
     Example:
         >>> gap_ledger(torch.tensor([-5.0, -7.0]), torch.tensor([-4.0, -6.0]), torch.tensor([-3.0, -6.0]))

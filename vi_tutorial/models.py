@@ -161,7 +161,7 @@ class LinearGaussian(LatentVariableModel):
         ValueError: If shapes do not fit, a value is not finite, or a scale is not positive.
 
     Source:
-        Bishop (2006), Pattern Recognition and Machine Learning, eq. 2.113 to 2.117.
+        Bishop (2006), Pattern Recognition and Machine Learning, section 2.3.3 and eq. B.42 to B.46.
 
     Example:
         >>> model = LinearGaussian(torch.ones(1, 1), torch.zeros(1), torch.tensor(1.0))
@@ -291,7 +291,7 @@ def conjugate_normal(
         TypeError, ValueError: If an argument is of the wrong kind or out of range.
 
     Source:
-        Murphy (2012), Machine Learning: A Probabilistic Perspective, section 4.4.2.
+        Murphy (2012), Machine Learning: A Probabilistic Perspective, section 4.4.2.1.
 
     Example:
         >>> model = conjugate_normal(num_data=3)
@@ -361,7 +361,7 @@ def probabilistic_pca(data_dim: int, latent_dim: int, generator: torch.Generator
         TypeError, ValueError: If a size is not an ``int`` of at least 1.
 
     Source:
-        Tipping & Bishop (1999), Probabilistic Principal Component Analysis, section 3.
+        Tipping & Bishop (1999), Probabilistic Principal Component Analysis.
 
     Example:
         >>> model = probabilistic_pca(data_dim=5, latent_dim=2)
@@ -399,7 +399,7 @@ def probabilistic_pca_mle(x: Tensor, latent_dim: int) -> LinearGaussian:
             few datapoints or too many dependent columns the likelihood has no upper bound.
 
     Source:
-        Tipping & Bishop (1999), Probabilistic Principal Component Analysis, eq. 7 and 8.
+        Tipping & Bishop (1999), Probabilistic Principal Component Analysis.
 
     Example:
         >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])

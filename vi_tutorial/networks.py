@@ -90,7 +90,7 @@ class DiagonalNormalHead(_Head):
             not fit or is not finite.
 
     Source:
-        Kingma & Welling (2014), Auto-Encoding Variational Bayes, appendix C.2.
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, appendix C.2, where the outputs are log variances.
 
     Example:
         >>> encoder = DiagonalNormalHead(mlp(64, 32, DiagonalNormalHead.num_outputs(2)), 2)
