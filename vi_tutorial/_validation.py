@@ -5,6 +5,8 @@ Each error names the argument, says what was received and what was expected.
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -65,8 +67,15 @@ def check_count(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
+def check_number(name: str, value: object) -> None:
+    """A real number, or a ``TypeError``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; received {type(value).__name__}")
+
+
 def check_positive(name: str, value: float) -> float:
     """A finite number above zero."""
+    check_number(name, value)
     if not (0 < value < float("inf")):
         raise ValueError(f"{name} must be a finite positive number; received {value}")
     return value

@@ -143,6 +143,8 @@ def _coordinates(p: Independent) -> Normal:
 def _kl_full_diagonal(q: MultivariateNormal, p: Independent) -> Tensor:
     """½ [ Σ_i (Σ_ii + (μ_i − m_i)²)/s_i² − D + Σ_i log s_i² − log det Σ ], one number per batch element."""
     normal = _coordinates(p)
+    if q.event_shape != p.event_shape:
+        raise ValueError(f"KL needs equal event shapes; received {tuple(q.event_shape)} and {tuple(p.event_shape)}")
     squared = (q.variance + (q.loc - normal.loc) ** 2) / normal.scale**2
     log_det_p = 2 * normal.scale.log().sum(-1)
     log_det_q = 2 * q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from vi_tutorial._validation import check_count, check_not_nan, check_tensor
+from vi_tutorial._validation import check_count, check_not_nan, check_number, check_tensor
 
 __all__ = [
     "Draws",
@@ -114,7 +114,8 @@ def weigh(log_joint: LogJoint, q: Distribution, z: Tensor) -> Draws:
         :class:`Draws`, in nats.
 
     Raises:
-        TypeError: If ``z`` or what ``log_joint`` returns is not a floating-point tensor.
+        TypeError: If ``q`` is not a ``Distribution``, ``z`` not a tensor, or what ``log_joint`` returns not a
+            floating-point tensor.
         ValueError: As for :func:`draw`, and if ``z`` does not fit ``q``.
 
     Example:
@@ -124,6 +125,9 @@ def weigh(log_joint: LogJoint, q: Distribution, z: Tensor) -> Draws:
         >>> weigh(lambda z: q.log_prob(z) + z, q, grid).log_weight.round(decimals=4)
         tensor([1., 2., 3.])
     """
+    _check_q(q)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a torch.Tensor; received {type(z).__name__}")
     shape = q.batch_shape + q.event_shape
     if z.ndim != len(shape) + 1 or z.shape[1:] != shape:
         raise ValueError(
@@ -211,7 +215,8 @@ def elbo_analytic_kl(log_likelihood: LogJoint, q: Distribution, prior: Distribut
 
     Raises:
         NotImplementedError: If no closed form is registered for this pair of distributions.
-        ValueError: As for :func:`draw`, and if the event shapes of ``q`` and ``prior`` differ.
+        TypeError: As for :func:`draw`, and if ``prior`` is not a ``Distribution``.
+        ValueError: As for :func:`draw`, and if the shapes of ``q`` and ``prior`` do not fit.
 
     Source:
         Kingma & Welling (2014), Auto-Encoding Variational Bayes, eq. 7.
@@ -223,6 +228,13 @@ def elbo_analytic_kl(log_likelihood: LogJoint, q: Distribution, prior: Distribut
         tensor(-2.)
     """
     _check_q(q)
+    if not isinstance(prior, Distribution):
+        raise TypeError(f"prior must be a torch.distributions.Distribution; received {type(prior).__name__}")
+    if prior.batch_shape not in (torch.Size(), q.batch_shape):
+        raise ValueError(
+            f"prior must have the batch_shape of q {tuple(q.batch_shape)}, or () when shared; "
+            f"received {tuple(prior.batch_shape)}"
+        )
     if q.event_shape != prior.event_shape:
         raise ValueError(
             f"prior must have the event_shape of q {tuple(q.event_shape)}; received {tuple(prior.event_shape)}"
@@ -276,7 +288,7 @@ def renyi(log_weight: Tensor, alpha: float) -> Tensor:
         The bound in nats, shape ``batch``.
 
     Raises:
-        TypeError: If ``log_weight`` is not a floating-point tensor.
+        TypeError: If ``log_weight`` is not a floating-point tensor or ``alpha`` not a number.
         ValueError: As for :func:`elbo`, and if ``alpha`` is not finite.
 
     Source:
@@ -288,6 +300,7 @@ def renyi(log_weight: Tensor, alpha: float) -> Tensor:
         tensor(1.5000)
     """
     _check_log_weight(log_weight)
+    check_number("alpha", alpha)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite; received {alpha}")
     if alpha == 1:
@@ -312,7 +325,7 @@ def cubo(log_weight: Tensor, order: float = 2.0) -> Tensor:
         The bound in nats, shape ``batch``.
 
     Raises:
-        TypeError: If ``log_weight`` is not a floating-point tensor.
+        TypeError: If ``log_weight`` is not a floating-point tensor or ``order`` not a number.
         ValueError: As for :func:`elbo`, and if ``order`` is below 1 or not finite.
 
     Source:
@@ -324,8 +337,9 @@ def cubo(log_weight: Tensor, order: float = 2.0) -> Tensor:
         >>> cubo(torch.tensor([math.log(1.0), math.log(7.0)])).exp().round(decimals=4)  # root mean square
         tensor(5.)
     """
-    if not order >= 1:
-        raise ValueError(f"order must be at least 1; received {order}")
+    check_number("order", order)
+    if not 1 <= order < math.inf:
+        raise ValueError(f"order must be a finite number of at least 1; received {order}")
     return renyi(log_weight, 1 - order)
 
 

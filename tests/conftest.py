@@ -1,0 +1,26 @@
+"""What the tests share: fixed seeds, one thread, and float64 wherever an identity is claimed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+os.environ.setdefault("VI_TUTORIAL_PROGRESS", "off")
+torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20240229)
+
+
+@pytest.fixture
+def _float64() -> Iterator[None]:
+    """Float64 as torch's default; modules whose tests claim identities use it throughout."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
