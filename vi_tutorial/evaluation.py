@@ -141,6 +141,9 @@ def pareto_k(log_weight: Tensor) -> Tensor:
         as implemented in ``arviz-stats``.
 
     Example:
+        >>> quantiles = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
+        >>> round(pareto_k(-0.6 * (1 - quantiles).log()).item(), 1)  # weights that are Pareto with k = 0.6
+        0.6
         >>> pareto_k(torch.zeros(100))
         tensor(-inf)
     """
@@ -151,7 +154,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     varies = np.ptp(flat, axis=0) > rounding
     k = np.full(flat.shape[1], -np.inf)
     if varies.any():
-        k[varies] = array_stats.psislw(flat[:, varies].T)[1]
+        # psislw takes log likelihoods, whose weights for leave-one-out are their reciprocals: hence the sign.
+        k[varies] = array_stats.psislw(-flat[:, varies].T)[1]
     return torch.as_tensor(k, dtype=log_weight.dtype).reshape(log_weight.shape[1:])
 
 
