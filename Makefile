@@ -49,7 +49,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install:
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed; none was found. Name one: make PYTHON=/path/to/python"; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed; {sys.executable} is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed; %s is %s. Name another: make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 	"$(PYTHON)" -m venv .venv
 	$(PY) -m pip install -c constraints.txt -e '.[dev]'
 	@cat pyproject.toml constraints.txt > $(INSTALLED)
