@@ -55,7 +55,7 @@ class Fixed(nn.Module):
         self._make = make
         self._names = tuple(parameters)
         for name, value in parameters.items():
-            self.register_buffer(name, check_data(name, value))
+            self.register_buffer(name, check_data(name, value).detach().clone())
         self()  # a bad parameter is refused here, not at first use
 
     def forward(self, x: Tensor | None = None) -> Distribution:

@@ -86,7 +86,7 @@ class LatentVariableModel(nn.Module):
         Raises:
             TypeError: If ``x`` is not a floating-point tensor.
             ValueError: If ``x`` is empty or not finite; when the function is called, if ``x`` does not
-                have the shape of the likelihood's data or lies outside its support.
+                have the shape of the likelihood's data or lies outside its support, or the prior not that of ``z``.
         """
         check_data("x", x)
 
@@ -98,7 +98,12 @@ class LatentVariableModel(nn.Module):
                 likelihood.batch_shape[1:] + likelihood.event_shape,
                 "batch of z, then the likelihood's event",
             )
-            return self.prior().log_prob(z) + _log_likelihood(likelihood, x)
+            prior, latent = self.prior(), z.shape[len(likelihood.batch_shape) :]
+            if prior.event_shape != latent:
+                raise ValueError(
+                    f"prior must have the event_shape of z {tuple(latent)}; received {tuple(prior.event_shape)}"
+                )
+            return prior.log_prob(z) + _log_likelihood(likelihood, x)
 
         return log_joint
 
@@ -110,9 +115,11 @@ def _log_likelihood(likelihood: Distribution, x: Tensor) -> Tensor:
         support = support.base_constraint
     outside = ~support.check(x)
     if outside.any():
-        index = tuple(torch.nonzero(outside)[0].tolist())
+        # Limits that come with each sample (a Binomial's total) give ``outside`` leading dimensions that x has not.
+        index = tuple(torch.nonzero(outside)[0].tolist()[outside.ndim - x.ndim :])
         raise ValueError(
-            f"x must lie in the support of the likelihood, {support}; received {x[index].tolist()} at index {index}"
+            f"x must lie in the support of the likelihood, {str(support).splitlines()[0]}; "
+            f"received {x[index].tolist()} at index {index}"
         )
     return likelihood.log_prob(x)
 
@@ -122,8 +129,9 @@ class _LinearNormal(nn.Module):
 
     def __init__(self, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.loc = nn.Parameter(loc)
+        # Copies: learning must not write into the caller's tensors.
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.loc = nn.Parameter(loc.detach().clone())
         self.log_noise_scale = nn.Parameter(noise_scale.log())
 
     def forward(self, z: Tensor) -> Independent:
