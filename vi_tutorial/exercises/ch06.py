@@ -1,0 +1,223 @@
+"""Exercises of chapter 06: learning θ and φ together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from vi_tutorial.data import digits, wine
+from vi_tutorial.exercises import Exercise
+
+__all__ = ["chosen_latent_dim", "diagonal_gap", "m_step_weight", "max_log_likelihood", "stale_theta_step"]
+
+Array = NDArray[np.float64]
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- 06.E1: a step in θ with a stale q ---
+
+
+def _stale_step_by_search(mean_x: float, phi: float) -> Array:
+    """Gauss–Hermite for E_q, a scalar search for the best θ, SciPy's normal for the evidence."""
+    node, weight = np.polynomial.hermite_e.hermegauss(20)
+    weight = weight / weight.sum()
+    z = (mean_x - phi) / 2 + np.sqrt(0.5) * node  # the data's spread adds the same to every θ
+
+    def bound(theta: float) -> float:
+        return float(weight @ stats.norm.logpdf(mean_x, theta + z, 1.0))
+
+    reach = abs(phi - mean_x) + 1.0
+    best = optimize.minimize_scalar(
+        lambda theta: -bound(theta), bounds=(mean_x - reach, mean_x + reach), method="bounded", options={"xatol": 1e-10}
+    ).x
+    evidence = stats.norm.logpdf(mean_x, [mean_x, best], np.sqrt(2.0))
+    return np.array([best, bound(best) - bound(mean_x), evidence[1] - evidence[0]])
+
+
+stale_theta_step = Exercise(
+    "06.E1",
+    "One number for θ and one for φ: the step in θ that maximises the ELBO at a fixed, stale φ, and what it does.",
+    _stale_step_by_search,
+    ((0.0, 4.0), (1.0, 3.0), (-2.0, 0.5)),
+    {
+        "the belief that log p(x) moves by as much as the ELBO": lambda m, f: np.array(
+            [(m + f) / 2, (f - m) ** 2 / 8, (f - m) ** 2 / 8]
+        ),
+        "a fall of log p(x) written as a rise": lambda m, f: np.array(
+            [(m + f) / 2, (f - m) ** 2 / 8, (f - m) ** 2 / 16]
+        ),
+        "a step all the way to φ": lambda m, f: np.array([f, 0.0, -((f - m) ** 2) / 4]),
+    },
+    tolerance=1e-5,
+)
+
+
+# --- 06.E2: the maximum log-likelihood from the eigenvalues ---
+
+
+def _by_density(eigenvalues: Array, latent_dim: int) -> float:
+    """SciPy's normal density at points that have these eigenvalues, with the model's covariance built in full."""
+    size = len(eigenvalues)
+    ordered = np.sort(np.asarray(eigenvalues))[::-1]
+    rotation = stats.ortho_group(size, seed=0).rvs()
+    noise = ordered[latent_dim:].mean()
+    covariance = rotation @ np.diag(np.r_[ordered[:latent_dim], np.full(size - latent_dim, noise)]) @ rotation.T
+    offsets = np.sqrt(size * ordered)[:, None] * rotation.T
+    points = np.concatenate([offsets, -offsets])
+    return float(stats.multivariate_normal(np.zeros(size), covariance).logpdf(points).mean())
+
+
+def _by_formula(eigenvalues: Array, latent_dim: int, divisor: int | None = None, trace: bool = True) -> float:
+    ordered = np.sort(np.asarray(eigenvalues))[::-1]
+    size = len(ordered)
+    noise = ordered[latent_dim:].sum() / (size - latent_dim if divisor is None else divisor)
+    log_det = np.log(ordered[:latent_dim]).sum() + (size - latent_dim) * np.log(noise)
+    return float(-0.5 * (size * np.log(2 * np.pi) + log_det + size * trace))
+
+
+max_log_likelihood = Exercise(
+    "06.E2",
+    "The maximum of probabilistic PCA's mean log-likelihood, from the eigenvalues of the covariance.",
+    _by_density,
+    (
+        (np.array([4.0, 2.0, 1.0, 0.5]), 1),
+        (np.array([0.2, 3.0, 9.0, 0.4, 0.6]), 2),
+        (np.linspace(1.0, 6.0, 12), 5),
+    ),
+    {
+        "the discarded variance divided by D instead of D − L": lambda e, k: _by_formula(e, k, divisor=len(e)),
+        "the term −D/2 left out": lambda e, k: _by_formula(e, k, trace=False),
+        "the total instead of the mean over dimensions in σ²": lambda e, k: _by_formula(e, k, divisor=1),
+    },
+)
+
+
+# --- 06.E3: the M-step ---
+
+
+def _by_least_squares(x: Tensor, means: Tensor, covariance: Tensor) -> Array:
+    """The spread of q as extra rows: pseudo-latents √N·L with pseudo-data zero."""
+    extra = np.sqrt(len(x)) * np.linalg.cholesky(covariance.numpy()).T
+    latents = np.concatenate([means.numpy(), extra])
+    targets = np.concatenate([x.numpy(), np.zeros((len(extra), x.shape[1]))])
+    return np.linalg.lstsq(latents, targets, rcond=None)[0].T
+
+
+def _m_step_case(num_data: int, data_dim: int, latent_dim: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    root = _random(latent_dim, latent_dim, seed=seed + 2)
+    covariance = root @ root.mT / latent_dim + 0.2 * torch.eye(latent_dim, dtype=torch.float64)
+    return _random(num_data, data_dim, seed=seed), _random(num_data, latent_dim, seed=seed + 1), covariance
+
+
+def _m_step(x: Tensor, means: Tensor, spread: Tensor) -> Tensor:
+    return torch.linalg.solve(means.mT @ means + spread, means.mT @ x).mT
+
+
+m_step_weight = Exercise(
+    "06.E3",
+    "The W that maximises the ELBO of centred data, given the means and the one covariance of q.",
+    _by_least_squares,
+    (_m_step_case(20, 4, 2, 0), _m_step_case(50, 6, 3, 10), _m_step_case(8, 3, 1, 20)),
+    {
+        "a regression on the means, the spread of q forgotten": lambda x, m, s: _m_step(x, m, torch.zeros_like(s)),
+        "the spread of q counted once instead of once for each datapoint": lambda x, m, s: _m_step(x, m, s),
+        "the right answer, transposed": lambda x, m, s: _m_step(x, m, len(x) * s).mT,
+    },
+)
+
+
+# --- 06.E4: what a diagonal encoder costs ---
+
+
+def _gap_by_search(weight: Tensor, noise_scale: float) -> float:
+    """KL from the best diagonal normal to the exact posterior: L-BFGS over its log variances."""
+    size = weight.shape[1]
+    posterior = torch.distributions.MultivariateNormal(
+        torch.zeros(size, dtype=torch.float64),
+        precision_matrix=torch.eye(size, dtype=torch.float64) + weight.mT @ weight / noise_scale**2,
+    )
+
+    def loss(log_variance: Array) -> tuple[float, Array]:
+        leaf = torch.tensor(log_variance, requires_grad=True)
+        q = torch.distributions.MultivariateNormal(posterior.loc, torch.diag(leaf.exp()))
+        divergence = torch.distributions.kl_divergence(q, posterior)
+        (gradient,) = torch.autograd.grad(divergence, leaf)
+        return divergence.item(), gradient.numpy()
+
+    return float(optimize.minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options={"ftol": 1e-14}).fun)
+
+
+def _gap_of(matrix: Tensor) -> float:
+    return (0.5 * (matrix.diagonal().log().sum() - torch.logdet(matrix))).item()
+
+
+def _scaled_gram(weight: Tensor, noise_scale: float) -> Tensor:
+    return weight.mT @ weight + noise_scale**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
+
+
+diagonal_gap = Exercise(
+    "06.E4",
+    "The approximation gap of the best diagonal q in probabilistic PCA, from W and σ.",
+    _gap_by_search,
+    ((_random(5, 2, seed=1), 0.7), (_random(9, 3, seed=2), 1.5), (torch.eye(4, 2, dtype=torch.float64), 1.0)),
+    {
+        "σ where σ² belongs": lambda w, s: _gap_of(_scaled_gram(w, float(np.sqrt(s)))),
+        "the factor ½ left out": lambda w, s: 2 * _gap_of(_scaled_gram(w, s)),
+        "the posterior's covariance in place of its precision": lambda w, s: _gap_of(
+            torch.linalg.inv(_scaled_gram(w, s))
+        ),
+    },
+)
+
+
+# --- 06.E5: how many latent dimensions? ---
+
+
+def _choose_by_sklearn(
+    train: Tensor, held_out: Tensor, candidates: tuple[int, ...], unbiased: bool = False, on_train: bool = False
+) -> int:
+    """scikit-learn's PCA and its density, with its n − 1 turned into n."""
+    scores = []
+    for latent_dim in candidates:
+        pca = PCA(latent_dim, svd_solver="full").fit(train.numpy())
+        if not unbiased:
+            factor = (len(train) - 1) / len(train)
+            pca.explained_variance_ *= factor
+            pca.noise_variance_ *= factor
+        scores.append(pca.score((train if on_train else held_out).numpy()))
+    return candidates[int(np.argmax(scores))]
+
+
+def _study_cases() -> tuple[tuple[Any, ...], ...]:
+    images, wines = digits(), wine().x
+    scaled = (wines - wines.mean(0)) / wines.std(0)
+    return (
+        (images.train[:100], images.test, (1, 2, 4, 6, 8, 12, 16, 24)),
+        (images.train[100:250], images.test, (1, 2, 4, 8, 16, 32)),
+        (scaled[::3], scaled[1::3], (1, 2, 3, 4, 6, 8)),
+    )
+
+
+chosen_latent_dim = Exercise(
+    "06.E5",
+    "The number of latent dimensions with the highest held-out log-likelihood.",
+    _choose_by_sklearn,
+    _study_cases(),
+    {
+        "the training data's own likelihood, which always prefers the largest model": (
+            lambda train, held_out, candidates: _choose_by_sklearn(train, held_out, candidates, on_train=True)
+        ),
+        "the two parts swapped: fitted on the held-out data, scored on the training data": (
+            lambda train, held_out, candidates: _choose_by_sklearn(held_out, train, candidates)
+        ),
+    },
+)
