@@ -140,8 +140,11 @@ def fit(
         evaluate = _Evaluation(objective, optimiser, batch, parameters, good, history)
         try:
             optimiser.step(evaluate)
+            # Each evaluation looks at what the step before it left; after the last step nobody else would.
+            if step + 1 == num_steps and not all(bool(p.isfinite().all()) for p in parameters):
+                raise _BadValueError("a parameter is not finite after the last step")
         except _BadValueError as bad:
-            blamed = _blame(objective, data, rows)
+            blamed = _blame(objective, data, rows, parameters)
             _restore(parameters, good)
             history.seconds = time.perf_counter() - started
             raise DivergedError(str(bad), step, blamed, history) from bad
@@ -208,7 +211,10 @@ class _Evaluation:
             raise _BadValueError(f"the objective is {value}")
         if self.history.bound and value < self.history.bound[0] - COLLAPSE * (1 + abs(self.history.bound[0])):
             raise _BadValueError(f"the objective has collapsed from {self.history.bound[0]:.4g} to {value:.4g}")
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
+        if all(p.grad is None for p in self.parameters):
+            raise ValueError("objective must depend on a parameter that optimiser holds; received one without gradient")
         if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.parameters):
             raise _BadValueError("the gradient is not finite")
         if self.first:
@@ -232,23 +238,31 @@ class _Evaluation:
         return bound
 
 
-def _blame(objective: Objective, data: Tensor, rows: Tensor, most: int = 5) -> list[int]:
-    """Rows whose own objective is bad; nothing where the datapoints cannot be taken one at a time."""
+def _blame(objective: Objective, data: Tensor, rows: Tensor, parameters: list[Tensor], most: int = 5) -> list[int]:
+    """The first few rows whose own objective or gradient is bad.
+
+    Nothing where the datapoints cannot be taken one at a time, or where all are bad: then it is the parameters.
+    """
     blamed: list[int] = []
-    with torch.no_grad():
-        for row in rows.tolist():
-            try:
+    for count, row in enumerate(rows.tolist(), start=1):
+        try:
+            with torch.enable_grad():
                 bound = objective(data[row : row + 1])
-            except ValueError:
-                blamed.append(row)
-                bound = torch.zeros(1)
-            if bound.ndim == 0:
-                return []
-            if not bound.isfinite().all():
-                blamed.append(row)
-            if len(blamed) == most:
-                break
-    return blamed
+                if bound.ndim == 0:
+                    return []
+                numbers = [bound]
+                if bound.requires_grad:
+                    numbers += [
+                        g for g in torch.autograd.grad(bound.sum(), parameters, allow_unused=True) if g is not None
+                    ]
+            bad = not all(bool(value.isfinite().all()) for value in numbers)
+        except ValueError:
+            bad = True
+        if bad:
+            blamed.append(row)
+        if most <= len(blamed) < count:
+            break
+    return [] if len(blamed) == len(rows) > 1 else blamed[:most]
 
 
 def _restore(parameters: list[Tensor], values: list[Tensor]) -> None:
