@@ -339,6 +339,24 @@ def test_the_gradient_vanishes_at_the_closed_form() -> None:
     assert max(g.abs().max().item() for g in gradients) < 1e-10
 
 
+def test_the_closed_form_can_be_trained_further_with_lbfgs() -> None:
+    """L-BFGS takes flat views of parameters and gradients: W, made of flipped eigenvectors, must allow that."""
+    x = correlated_data()
+    model = probabilistic_pca_mle(x, 2)
+    optimiser = torch.optim.LBFGS(model.parameters())
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = -model.log_evidence(x).mean()
+        loss.backward()
+        return loss.item()
+
+    optimiser.step(closure)
+    assert model.log_evidence(x).mean().item() == pytest.approx(
+        probabilistic_pca_mle(x, 2).log_evidence(x).mean().item()
+    )
+
+
 @pytest.mark.parametrize("copies", [1e-8, 1.0])
 def test_directions_of_equal_variance_are_no_trouble(copies: float) -> None:
     """Isotropic data: λ_L − σ² is zero up to rounding, and its root must not be NaN."""

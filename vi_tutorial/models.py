@@ -130,7 +130,8 @@ class _LinearNormal(nn.Module):
     def __init__(self, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> None:
         super().__init__()
         # Copies: learning must not write into the caller's tensors.
-        self.weight = nn.Parameter(weight.detach().clone())
+        # Laid out afresh in memory: L-BFGS takes parameters and gradients as flat views.
+        self.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
         self.loc = nn.Parameter(loc.detach().clone())
         self.log_noise_scale = nn.Parameter(noise_scale.log())
 
