@@ -66,8 +66,8 @@ def exact(
     Raises:
         CheckFailedError: If the values differ, or if a wrong answer would have passed. Says both values,
             their difference and the tolerance.
-        ValueError: If the claim's number is malformed, ``wrong`` is empty, a wrong answer is not finite,
-            or shapes differ.
+        ValueError: If the claim's number is malformed, ``wrong`` is empty, the oracle or a wrong answer is
+            not finite, or shapes differ.
 
     Example:
         >>> exact("01.9", "1 + 1 = 2", 1 + 1, 2.0, wrong={"dropped a term": 1.0})
@@ -165,14 +165,16 @@ def monte_carlo(
     draws = _array("samples", samples)
     if draws.ndim == 0 or len(draws) < 100:
         raise ValueError(f"samples must be at least 100, along the first dimension; received shape {draws.shape}")
-    mean, target = draws.mean(0), _array("oracle", oracle)
-    error = draws.std(0, ddof=1) / math.sqrt(len(draws))
+    with np.errstate(invalid="ignore"):  # an infinite sample makes a NaN, and that fails below
+        mean, target = draws.mean(0), _oracle(oracle)
+        error = draws.std(0, ddof=1) / math.sqrt(len(draws))
     _same_shape("oracle", target, mean)
+    rounding = 1e-12 * np.maximum(1.0, np.abs(target))  # of the mean, where the samples do not vary
     rivals = _wrong_answers(wrong, mean)
-    blind = [n for n, rival in rivals.items() if (np.abs(mean - rival) <= 2 * STANDARD_ERRORS * error).all()]
+    blind = [n for n, rival in rivals.items() if (np.abs(mean - rival) <= 2 * STANDARD_ERRORS * error + rounding).all()]
     _conclude(
         ("monte-carlo", claim, statement, f"{STANDARD_ERRORS:.0f} s.e.", wrong),
-        (np.abs(mean - target) <= STANDARD_ERRORS * error).all(),
+        (np.abs(mean - target) <= STANDARD_ERRORS * error + rounding).all(),
         _difference(mean, target, f"{STANDARD_ERRORS:.0f} standard errors of {np.max(error):.3g}"),
         blind,
     )
@@ -209,7 +211,8 @@ def inequality(
     if right.ndim:
         _same_shape("larger", right, left)
     rivals = _wrong_answers(wrong, left)
-    worst = np.unravel_index(np.argmax(left - right), left.shape) if left.size else ()
+    with np.errstate(invalid="ignore"):  # where both are minus infinity they are equal
+        worst = np.unravel_index(np.argmax(np.where(left <= right, -np.inf, left - right)), left.shape)
     _conclude(
         ("inequality", claim, statement, f"slack {slack:.0e}" if slack else "slack 0", wrong),
         (left <= right + slack).all(),
@@ -258,7 +261,7 @@ def _verify(
     tolerance: float,
 ) -> None:
     check_positive("tolerance", tolerance)
-    claimed, target = _array("value", value), _array("oracle", oracle)
+    claimed, target = _array("value", value), _oracle(oracle)
     _same_shape("oracle", target, claimed)
     allowed = tolerance * np.maximum(1.0, np.abs(target))
     _conclude(
@@ -304,6 +307,14 @@ def _array(name: str, value: ArrayLike | Tensor) -> Array:
     return array
 
 
+def _oracle(oracle: ArrayLike | Tensor) -> Array:
+    """A relative tolerance of infinity would accept anything, so an oracle is finite."""
+    target = _array("oracle", oracle)
+    if not np.isfinite(target).all():
+        raise ValueError(f"oracle must be finite; received {target}")
+    return target
+
+
 def _same_shape(name: str, array: Array, other: Array) -> None:
     if array.shape != other.shape:
         raise ValueError(f"{name} must have shape {other.shape}; received {array.shape}")
@@ -323,6 +334,7 @@ def _wrong_answers(wrong: Mapping[str, ArrayLike | Tensor], value: Array) -> dic
 def _difference(value: ArrayLike, oracle: ArrayLike, allowed: str) -> str:
     """Both values, their difference and the tolerance, at the element where they differ most."""
     value, oracle = np.asarray(value), np.asarray(oracle)
-    gap = np.abs(value - oracle)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(value - oracle)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), gap.shape)
     return f"value {value[worst]:.12g}, oracle {oracle[worst]:.12g}, difference {gap[worst]:.3g}, allowed: {allowed}"

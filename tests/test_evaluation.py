@@ -1,0 +1,208 @@
+"""Estimates of the evidence against exact ones, k̂ against weights of known tail, the ledger against arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+from torch import Tensor
+from torch.distributions import Normal
+
+from vi_tutorial.distributions import diagonal_normal
+from vi_tutorial.elbo import draw, iwae
+from vi_tutorial.evaluation import (
+    GapLedger,
+    effective_sample_size,
+    gap_ledger,
+    importance_sampling,
+    pareto_k,
+)
+from vi_tutorial.models import LinearGaussian
+
+pytestmark = pytest.mark.usefixtures("_float64")
+
+
+def standard() -> Normal:
+    return Normal(torch.zeros(()), torch.ones(()))
+
+
+# --- Importance sampling ---------------------------------------------------------------------------
+
+
+def test_the_evidence_of_a_batch_within_its_standard_errors() -> None:
+    model = LinearGaussian(torch.randn(3, 2), torch.randn(3), torch.tensor(0.8)).requires_grad_(False)
+    x = torch.randn(4, 3)
+    exact = model.posterior(x)
+    q = diagonal_normal(exact.mean + 0.1, 1.2 * exact.variance.sqrt())
+    estimate = importance_sampling(model.given(x), q, num_samples=20_000)
+    for field in estimate:
+        assert field.shape == (4,)
+        assert not field.requires_grad
+    assert estimate.standard_error.max() < 0.03  # or the next line would prove little
+    assert ((estimate.log_evidence - model.log_evidence(x)).abs() <= 4.5 * estimate.standard_error).all()
+    assert (estimate.effective_sample_size < 20_000).all()
+    assert (estimate.effective_sample_size > 2_000).all()
+    assert (estimate.pareto_k < 0.7).all()
+
+
+@pytest.mark.parametrize("mean", [0.3, 1.0])
+def test_standard_error_and_ess_of_a_shifted_normal(mean: float) -> None:
+    """p = N(0, 1), q = N(μ, 1): Var(w) = e^(μ²) − 1, ESS / K = e^(−μ²)."""
+    num_samples = 100_000
+    q = Normal(torch.tensor(mean), torch.ones(()))
+    estimate = importance_sampling(lambda z: standard().log_prob(z) - 7, q, num_samples)
+    assert estimate.log_evidence.item() == pytest.approx(-7, abs=5 * estimate.standard_error.item())
+    exact_error = math.sqrt((math.exp(mean**2) - 1) / num_samples)
+    assert estimate.standard_error.item() == pytest.approx(exact_error, rel=0.1)
+    assert estimate.effective_sample_size.item() / num_samples == pytest.approx(math.exp(-(mean**2)), rel=0.03)
+
+
+def test_at_the_posterior_there_is_nothing_to_estimate() -> None:
+    estimate = importance_sampling(lambda z: standard().log_prob(z) - 2.5, standard(), 50)
+    assert estimate.log_evidence.item() == pytest.approx(-2.5, abs=1e-13)
+    assert estimate.standard_error.item() == pytest.approx(0, abs=1e-13)
+    assert estimate.effective_sample_size.item() == pytest.approx(50, abs=1e-10)
+    assert estimate.pareto_k.item() == -math.inf
+
+
+@pytest.mark.parametrize(("chunk_size", "sizes"), [(1000, [100]), (100, [100]), (40, [40, 40, 20]), (99, [99, 1])])
+def test_chunks_add_up_to_the_number_of_samples(chunk_size: int, sizes: list[int]) -> None:
+    seen = []
+
+    def log_joint(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return -z.square()
+
+    q = Normal(torch.zeros(2), torch.ones(()))
+    torch.manual_seed(1)
+    estimate = importance_sampling(log_joint, q, 100, chunk_size)
+    assert seen == sizes
+    torch.manual_seed(1)
+    log_weight = torch.cat([draw(log_joint, q, size).log_weight for size in sizes])
+    assert torch.allclose(estimate.log_evidence, iwae(log_weight), atol=1e-14)
+    weights = log_weight.exp().numpy()
+    relative_error = weights.std(0, ddof=1) / weights.mean(0) / math.sqrt(100)
+    assert np.allclose(estimate.standard_error, relative_error, atol=1e-13)
+
+
+def test_a_thousand_samples_at_a_time_is_the_default() -> None:
+    seen = []
+    importance_sampling(lambda z: (seen.append(len(z)), -z)[1], standard(), 1500)
+    assert seen == [1000, 500]
+
+
+# --- Effective sample size -------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(num_samples=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2), seed=st.integers(0, 999))
+def test_effective_sample_size_is_its_formula(num_samples: int, batch: list[int], seed: int) -> None:
+    log_weight = torch.randn(num_samples, *batch, generator=torch.Generator().manual_seed(seed))
+    weights = log_weight.exp().numpy()
+    size = effective_sample_size(log_weight)
+    assert size.shape == tuple(batch)
+    assert np.allclose(size, weights.sum(0) ** 2 / (weights**2).sum(0), rtol=1e-12)
+    assert torch.allclose(effective_sample_size(log_weight + 5000), size)
+    assert (size >= 1 - 1e-12).all()
+    assert (size <= num_samples + 1e-9).all()
+
+
+# --- k̂ ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
+def test_k_of_pareto_weights_is_their_tail_index(k: float) -> None:
+    """w = e^(k E), E exponential, has P(w > t) = t^(−1/k). Its s.e. from 600 tail points: (1 + k)/√600."""
+    log_weight = k * torch.empty(40_000).exponential_(generator=torch.Generator().manual_seed(3))
+    assert pareto_k(log_weight).item() == pytest.approx(k, abs=4 * (1 + k) / math.sqrt(600))
+
+
+def test_k_sees_the_large_weights_not_the_small_ones() -> None:
+    """Weights bounded above with a heavy tail towards zero: no alarm. Their reciprocals: alarm."""
+    log_weight = -1.2 * torch.empty(10_000).exponential_(generator=torch.Generator().manual_seed(3))
+    assert pareto_k(log_weight).item() < 0.3
+    assert pareto_k(-log_weight).item() > 1
+
+
+def test_k_alarms_for_a_q_with_lighter_tails_than_the_posterior() -> None:
+    heavy = torch.distributions.StudentT(torch.tensor(2.0))
+    narrow = importance_sampling(heavy.log_prob, standard(), 5000)
+    assert narrow.pareto_k.item() > 0.7
+    wide = importance_sampling(standard().log_prob, heavy, 5000)
+    assert wide.pareto_k.item() < 0.3
+
+
+def test_k_of_each_column_is_its_own_and_does_not_feel_a_constant() -> None:
+    log_weight = torch.randn(500, 2, 3) * torch.tensor([0.1, 1.0, 3.0])
+    k = pareto_k(log_weight)
+    assert k.shape == (2, 3)
+    for row in range(2):
+        for column in range(3):
+            assert k[row, column].item() == pytest.approx(pareto_k(log_weight[:, row, column]).item(), abs=1e-12)
+    assert torch.allclose(pareto_k(log_weight - 300), k, atol=1e-6)
+
+
+def test_k_where_some_weights_do_not_vary() -> None:
+    log_weight = torch.randn(500, 3)
+    log_weight[:, 1] = -4.0
+    k = pareto_k(log_weight)
+    assert k[1].item() == -math.inf
+    assert k[[0, 2]].isfinite().all()
+
+
+def test_k_does_not_take_rounding_for_a_tail() -> None:
+    """Log weights of a perfect q, as float64 gives them for a large data set: equal but for the last digits."""
+    log_weight = -12_345.678 + 1e-11 * torch.randn(200)
+    assert pareto_k(log_weight).item() == -math.inf
+
+
+def test_k_keeps_the_dtype_and_carries_no_gradient() -> None:
+    log_weight = torch.randn(100, dtype=torch.float32, requires_grad=True)
+    assert pareto_k(log_weight).dtype == torch.float32
+    assert not pareto_k(log_weight).requires_grad
+
+
+# --- The gap ledger --------------------------------------------------------------------------------
+
+
+def test_the_ledger_splits_the_evidence_without_remainder() -> None:
+    elbo, best, evidence, reference = torch.randn(4, 6)
+    ledger = gap_ledger(elbo, best, evidence, reference)
+    assert ledger.elbo == pytest.approx(np.mean(elbo.tolist()), abs=1e-14)
+    assert ledger.amortisation_gap == pytest.approx(best.mean().item() - elbo.mean().item(), abs=1e-13)
+    assert ledger.approximation_gap == pytest.approx(evidence.mean().item() - best.mean().item(), abs=1e-13)
+    assert ledger.theta_gap == pytest.approx(reference.mean().item() - evidence.mean().item(), abs=1e-13)
+    total = ledger.elbo + ledger.amortisation_gap + ledger.approximation_gap
+    assert total == pytest.approx(ledger.log_evidence, abs=1e-13)
+
+
+def test_the_ledger_of_one_datapoint() -> None:
+    ledger = gap_ledger(torch.tensor(-3.0), torch.tensor(-2.5), torch.tensor(-2.0))
+    assert ledger == GapLedger(-3.0, 0.5, 0.5, -2.0, None)
+
+
+def test_the_ledgers_table() -> None:
+    assert str(GapLedger(-5.0, 0.5, 1.5, -3.0, -0.25)).splitlines() == [
+        "ELBO                     -5.0000",
+        "+ amortisation gap        0.5000",
+        "+ approximation gap       1.5000",
+        "= log evidence           -3.0000",
+        "+ what theta loses       -0.2500",
+        "= reference              -3.2500",
+    ]
+    assert "theta" not in str(GapLedger(-5.0, 0.5, 1.5, -3.0, None))
+
+
+def test_the_table_has_no_minus_zero() -> None:
+    assert "-0.0000" not in str(GapLedger(-1.0, -1e-9, 1e-9, -1.0, -1e-12))
+
+
+def test_the_tests_own_oracle_of_the_shifted_normal() -> None:
+    """E_q w² = e^(μ²) at μ = 1, by quadrature."""
+    moment, _ = integrate.quad(lambda z: stats.norm.pdf(z) ** 2 / stats.norm.pdf(z, 1.0), -12, 12)
+    assert moment == pytest.approx(math.e, rel=1e-6)
