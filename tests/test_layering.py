@@ -18,6 +18,8 @@ FLOORS = {
     "distributions": 0,
     "data": 0,
     "elbo": 1,
+    "frozen": 1,
+    "latents": 1,
     "networks": 1,
     "families": 1,
     "models": 1,

@@ -1,0 +1,597 @@
+r"""One call that puts a variational posterior on your own model, and says how far to trust it.
+
+You write ``log_joint``, a function from named latents to :math:`\log p(x, z)`; you say which values each latent may
+take. :func:`fit_posterior` does the rest without tuning: it maps the latents to the real line with torch's
+``biject_to`` and its Jacobian, climbs to the mode, takes the curvature there as a preconditioner, and then maximises
+the ELBO over frozen, standardised noise with L-BFGS. :func:`fit_posterior_stochastic` takes fresh noise and, if you
+like, minibatches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor, nn
+from torch.distributions import Distribution, MultivariateNormal
+
+from vi_tutorial import training
+from vi_tutorial._validation import check_count, check_data
+from vi_tutorial.distributions import full_normal
+from vi_tutorial.elbo import LogJoint, draw, elbo, elbo_sticking_the_landing, weigh
+from vi_tutorial.evaluation import pareto_k
+from vi_tutorial.families import FullRankNormal
+from vi_tutorial.frozen import Frame, is_normal, noise_dim, reparameterise, standardised_noise
+from vi_tutorial.latents import Latent, Space, Values, examine, unconstrained
+
+__all__ = [
+    "Latent",
+    "Posterior",
+    "UntrustworthyWarning",
+    "fit_posterior",
+    "fit_posterior_stochastic",
+    "laplace",
+    "pareto_k_threshold",
+]
+
+Family = Callable[[int], nn.Module]
+
+NUM_FRESH = 4000
+"""How many fresh draws the reported ELBO and k̂ come from."""
+SETTLED = 0.02
+"""The next stage, with twice the draws, follows while a parameter moves by more standard deviations than this."""
+
+
+class UntrustworthyWarning(UserWarning):
+    """The fit's own diagnostics speak against it.
+
+    Example:
+        >>> issubclass(UntrustworthyWarning, UserWarning)
+        True
+    """
+
+
+# --- The mode and its curvature --------------------------------------------------------------------
+
+
+def _curvature(log_target: LogJoint, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, gradient and Hessian of the log target at one point, by one batched double backward pass."""
+    dim = len(u)
+    rows = u.detach().expand(dim, dim).clone().requires_grad_(True)
+    value = log_target(rows)
+    (gradient,) = torch.autograd.grad(value.sum(), rows, create_graph=True)
+    (hessian,) = torch.autograd.grad(gradient.diagonal().sum(), rows, allow_unused=True)
+    hessian = torch.zeros_like(rows) if hessian is None else hessian
+    return value[0].detach(), gradient[0].detach(), (hessian + hessian.T) / 2
+
+
+def _scaled_inverse(hessian: Tensor) -> tuple[Tensor, bool]:
+    """A positive definite stand-in for (−H)⁻¹, and whether it is the thing itself.
+
+    Works in coordinates of unit curvature, so that latents on scales apart by orders of magnitude are alike;
+    there negative eigenvalues change sign and tiny ones are raised.
+    """
+    unit = hessian.diagonal().abs().clamp(min=1e-12).rsqrt()
+    values, vectors = torch.linalg.eigh(-unit[:, None] * hessian * unit)
+    floor = 1e-9 * values.abs().max().clamp(min=1e-12)
+    inverse = (vectors / values.abs().clamp(min=floor)) @ vectors.T
+    return unit[:, None] * inverse * unit, bool((values > floor).all())
+
+
+def _climb(log_target: LogJoint, start: Tensor, most: int = 100) -> tuple[Tensor, Tensor, bool]:
+    """A mode by damped Newton steps, the inverse curvature there, and whether it was reached."""
+    u = start
+    value, gradient, hessian = _curvature(log_target, u)
+    for _ in range(most):
+        inverse, definite = _scaled_inverse(hessian)
+        step = inverse @ gradient
+        decrement = (gradient @ step).item()
+        if decrement < 1e-8:
+            return u, inverse, definite
+        length = 1.0
+        for _ in range(40):
+            trial = u + length * step
+            trial_value = _quietly(log_target, trial)
+            if trial_value >= value + 1e-4 * length * decrement:
+                break
+            length /= 2
+        else:
+            return u, inverse, definite and decrement < 1e-3
+        u = trial
+        value, gradient, hessian = _curvature(log_target, u)
+        if not (gradient.isfinite().all() and hessian.isfinite().all()):
+            break
+    return start, _scaled_inverse(_curvature(log_target, start)[2])[0], False
+
+
+def _quietly(log_target: LogJoint, u: Tensor) -> Tensor:
+    """The log target at one point; minus infinity where it cannot be had."""
+    try:
+        with torch.no_grad():
+            value = log_target(u[None])[0]
+    except ValueError as error:
+        if "log_joint must return" in str(error):
+            raise
+        return torch.tensor(-torch.inf)
+    return value if not value.isnan() else torch.tensor(-torch.inf)
+
+
+# --- Fitting ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted approximation of the posterior, and what is known about its quality. ``str`` gives a report.
+
+    Attributes:
+        q: The distribution of the unconstrained vector.
+        elbo: From fresh draws, nats.
+        elbo_standard_error: Of that estimate, nats.
+        pareto_k: k̂ of the same draws.
+        drift: By how many posterior standard deviations a mean or a log standard deviation moved, at most, between the
+            last two stages of the fit.
+        restarts: The fresh ELBO of each start, nats, best first.
+        seconds: How long the fit took.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> posterior = fit_posterior(lambda z: -0.5 * z["a"] ** 2, {"a": constraints.real})
+        >>> abs(posterior.mean()["a"].item()) < 1e-6
+        True
+    """
+
+    q: Distribution
+    elbo: float
+    elbo_standard_error: float
+    pareto_k: float
+    drift: float
+    restarts: tuple[float, ...]
+    seconds: float
+    space: Space
+
+    def sample(self, num_samples: int) -> Values:
+        """Draws of the named latents in their own units, ``(num_samples, *shape)`` each."""
+        check_count("num_samples", num_samples)
+        with torch.no_grad():
+            return self.space.constrain(self.q.sample(torch.Size([num_samples])))
+
+    def _moment(self, function: Callable[[Tensor], Tensor], num_samples: int = 20_000) -> Values:
+        noise = standardised_noise(max(num_samples, 2 * noise_dim(self.q)), noise_dim(self.q))
+        with torch.no_grad():
+            u = reparameterise(self.q, noise if is_normal(self.q) else num_samples)
+            return {name: function(value) for name, value in self.space.constrain(u).items()}
+
+    def mean(self) -> Values:
+        """Posterior means of the named latents under q, in their own units."""
+        return self._moment(lambda value: value.mean(0))
+
+    def stddev(self) -> Values:
+        """Posterior standard deviations of the named latents under q, in their own units."""
+        return self._moment(lambda value: value.std(0, unbiased=False))
+
+    def problems(self) -> list[str]:
+        """What speaks against the fit, in words; empty when nothing does."""
+        threshold = pareto_k_threshold(NUM_FRESH)
+        found = []
+        if self.pareto_k > threshold:
+            found.append(
+                f"k̂ = {self.pareto_k:.2f} is above {threshold:.2f}: q misses a tail of the posterior, so importance "
+                "weights, and possibly means and standard deviations, are off. Try a richer family, or another "
+                "parameterisation"
+            )
+        if self.drift > 0.1:
+            found.append(
+                f"the parameters still moved by {self.drift:.2f} posterior standard deviations in the last stage: the "
+                "ELBO may look flat, but the fit has not settled"
+            )
+        if len(self.restarts) > 1 and self.restarts[0] - self.restarts[-1] > 0.1 + 8 * self.elbo_standard_error:
+            found.append(
+                f"the starts ended at different ELBOs, {self.restarts[0]:.2f} to {self.restarts[-1]:.2f} nats: there "
+                "are several optima, and the best one seen may not be the best there is"
+            )
+        return found
+
+    def __str__(self) -> str:
+        mean, stddev = self.mean(), self.stddev()
+        lines = [f"ELBO {self.elbo:.3f} ± {self.elbo_standard_error:.3f} nats,  k̂ {self.pareto_k:.2f}"]
+        for name, value in mean.items():
+            pairs = zip(value.reshape(-1).tolist(), stddev[name].reshape(-1).tolist(), strict=True)
+            for index, (centre, spread) in enumerate(pairs):
+                label = name if value.ndim == 0 else f"{name}[{index}]"
+                lines.append(f"  {label:<16} {centre:>12.4g} ± {spread:.2g}")
+        verdict = self.problems() or [
+            "nothing speaks against this fit. k̂ can alarm but never certify: it sees only where q has put its draws, "
+            "so a q that is too narrow, or sits on one of several modes, passes"
+        ]
+        return "\n".join(lines + [f"* {line}" for line in verdict])
+
+
+def pareto_k_threshold(num_samples: int) -> float:
+    r"""Above which k̂ an importance-sampling estimate is not to be trusted.
+
+    .. math:: \min(1 - 1 / \log_{10} S, \; 0.7)
+
+    Args:
+        num_samples: S, at least 25.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        TypeError, ValueError: If ``num_samples`` is not an ``int`` of at least 25.
+
+    Source:
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto Smoothed Importance Sampling, JMLR 25(72).
+
+    Example:
+        >>> pareto_k_threshold(100), pareto_k_threshold(10_000)
+        (0.5, 0.7)
+    """
+    check_count("num_samples", num_samples, minimum=25)
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
+def fit_posterior(
+    log_joint: Callable[[Values], Tensor],
+    latents: Mapping[str, Latent | Any],
+    *,
+    family: Family = FullRankNormal,
+    initial: Mapping[str, Any] | None = None,
+    num_draws: int | None = None,
+    num_restarts: int = 1,
+    seed: int = 0,
+) -> Posterior:
+    r"""Fit a variational posterior to any model, with frozen noise and L-BFGS; nothing needs tuning.
+
+    .. math:: \max_\phi \; \frac1K \sum_{k=1}^{K} \log p(x, z_k) + \log \Big|\frac{dz}{du}(u_k)\Big|
+              - \log q_\phi(u_k), \qquad u_k = u_\phi(\epsilon_k), \; z_k = z(u_k)
+
+    with K frozen draws :math:`\epsilon_k` (see :func:`standardised_noise`), in coordinates whitened by the curvature at
+    the mode. A second stage, in coordinates whitened by the first fit and with eight times the draws, removes most of
+    what the first owes to its few draws; how far the parameters still moved is reported. The frozen ELBO is
+    optimistic, so the reported one comes from fresh draws.
+
+    Args:
+        log_joint: From a dictionary of latents, each ``(S, *shape)`` with S samples first, to
+            :math:`\log p(x, z)`, shape ``(S,)``, in nats. float64.
+        latents: For each name a constraint such as ``constraints.positive``, or ``Latent(constraint, shape)``.
+        family: From a dimension to a module whose ``forward()`` returns the distribution of the whitened,
+            unconstrained vector: a class of :mod:`vi_tutorial.families`, or your own.
+        initial: Values to start from, by name, in the latents' own units; the others start where their unconstrained
+            value is 0.
+        num_draws: K of the first stage, even, at least twice the dimension of the noise; chosen if not given.
+        num_restarts: How many starts; all but the first are jittered.
+        seed: For the noise, the jitter and the fresh draws. The global random state is left alone.
+
+    Returns:
+        :class:`Posterior`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``log_joint`` returns another shape, is not finite near the start, mixes samples, or ignores a
+            latent; if a constraint does not match the support; if an initial value lies outside it; if ``num_draws``
+            is too small for the family.
+
+    Warns:
+        UntrustworthyWarning: If k̂, the drift or the restarts speak against the fit.
+
+    Source:
+        Giordano, Ingram & Broderick (2024), Black Box Variational Inference with a Deterministic Objective, JMLR 25.
+
+    Example:
+        >>> from torch.distributions import Exponential, constraints
+        >>> prior = Exponential(torch.tensor(2.0, dtype=torch.float64))
+        >>> posterior = fit_posterior(lambda z: prior.log_prob(z["rate"]), {"rate": constraints.positive})
+        >>> round(-posterior.elbo, 1)  # the KL of the best log-normal is 3/2 − ½ log 2πe
+        0.1
+    """
+    started = time.perf_counter()
+    check_count("num_restarts", num_restarts)
+    space = Space(latents)
+    start = space.unconstrain(initial or {})
+    examine(log_joint, space, start)
+    log_target = unconstrained(log_joint, space)
+    jitter = torch.randn(num_restarts, space.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    jitter[0] = 0.0
+    fits = [_fit_frozen(log_target, start + shift, family, num_draws, seed) for shift in jitter]
+    return _assess(fits, log_target, space, started, seed)
+
+
+def laplace(
+    log_joint: Callable[[Values], Tensor],
+    latents: Mapping[str, Latent | Any],
+    *,
+    initial: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Posterior:
+    r"""The Laplace approximation: a Normal at the mode, as wide as the curvature there says.
+
+    .. math:: q(u) = \mathcal{N}(\hat u, (-\nabla^2 \log p(x, \hat u))^{-1})
+
+    in unconstrained coordinates, on which it depends. It looks at one point only; :func:`fit_posterior` starts from it
+    and goes on to look at the mass.
+
+    Args:
+        log_joint: As for :func:`fit_posterior`.
+        latents: As for :func:`fit_posterior`.
+        initial: As for :func:`fit_posterior`.
+        seed: For the fresh draws behind the ELBO and k̂.
+
+    Returns:
+        :class:`Posterior`, with a drift of 0.
+
+    Raises:
+        TypeError: As for :func:`fit_posterior`.
+        ValueError: As for :func:`fit_posterior`, and if no mode with negative definite curvature is found.
+
+    Warns:
+        UntrustworthyWarning: As for :func:`fit_posterior`.
+
+    Source:
+        MacKay (2003), Information Theory, Inference, and Learning Algorithms, chapter 27.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> posterior = laplace(lambda z: -2 * (z["a"] - 1) ** 2, {"a": constraints.real})
+        >>> posterior.mean()["a"].round(decimals=6).item(), posterior.stddev()["a"].round(decimals=6).item()
+        (1.0, 0.5)
+    """
+    started = time.perf_counter()
+    space = Space(latents)
+    start = space.unconstrain(initial or {})
+    examine(log_joint, space, start)
+    log_target = unconstrained(log_joint, space)
+    mode, covariance, reached = _climb(log_target, start)
+    if not reached:
+        raise ValueError("log_joint must have a mode with negative definite curvature; none was found from the start")
+    q = full_normal(mode, torch.linalg.cholesky(covariance))
+    return _assess([_Fit(q, 0.0)], log_target, space, started, seed)
+
+
+class _Fit(NamedTuple):
+    q: Distribution
+    drift: float
+
+
+def _fit_frozen(log_target: LogJoint, start: Tensor, family: Family, num_draws: int | None, seed: int) -> _Fit:
+    dim = len(start)
+    kind = family(dim).double()()
+    _check_family(kind, dim)
+    full = isinstance(kind, MultivariateNormal)
+    least = 2 * noise_dim(kind) if is_normal(kind) else 1
+    num_draws = max(64, 2 * least) if num_draws is None else check_count("num_draws", num_draws, minimum=least)
+
+    def noise(size: int, stage: int) -> Tensor | int:
+        return standardised_noise(size, noise_dim(kind), seed + stage) if is_normal(kind) else size
+
+    # The mode is where to begin, unless it is far from the mass, as in a funnel: then the start is.
+    frames = _frames(log_target, start, full)
+    firsts = [(_maximise(family(dim).double(), f, log_target, noise(num_draws, 0)), f) for f in frames]
+    q, frame = max(firsts, key=lambda first: _fresh_elbo(log_target, first[0], seed))
+    drift = math.inf
+    for stage in range(1, 6):
+        earlier = q
+        if is_normal(kind):  # the fit so far is the next frame, in which it is standard
+            frame = Frame(q.mean, q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev)
+        q = _maximise(family(dim).double(), frame, log_target, noise(num_draws * 2 ** (stage + 2), stage))
+        drift = _drift(earlier, q)
+        if drift < SETTLED:
+            break
+    return _Fit(q, drift)
+
+
+def _frames(log_target: LogJoint, start: Tensor, full: bool) -> list[Frame]:
+    """Where to begin: at the mode, when there is one, and at the start."""
+    mode, inverse, reached = _climb(log_target, start)
+    _, _, hessian = _curvature(log_target, start)
+    places = [(mode, inverse)] * reached + [(start, _scaled_inverse(hessian)[0])]
+    frames = []
+    for place, covariance in places:
+        if full:
+            frames.append(Frame(place, torch.linalg.cholesky(covariance)))
+        else:  # a diagonal q is as wide as the conditional standard deviations, not the marginal ones
+            frames.append(Frame(place, torch.linalg.inv(covariance).diagonal().clamp(min=1e-300).rsqrt()))
+    return frames
+
+
+def _fresh_elbo(log_target: LogJoint, q: Distribution, seed: int) -> float:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        value = elbo(draw(log_target, q, NUM_FRESH).log_weight).item()
+    return value if not math.isnan(value) else -math.inf
+
+
+def _check_family(kind: object, dim: int) -> None:
+    if not isinstance(kind, Distribution) or not kind.has_rsample or kind.batch_shape or kind.event_shape != (dim,):
+        raise ValueError(
+            "family must make a module whose forward() returns a reparameterisable distribution with batch_shape () "
+            f"and event_shape ({dim},); received {kind!r}"
+        )
+
+
+def _maximise(module: nn.Module, frame: Frame, log_target: LogJoint, noise: Tensor | int) -> Distribution:
+    """The frozen ELBO's maximum over the module's parameters, by L-BFGS."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    worst = [math.inf]
+
+    def loss(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, np.ndarray[Any, np.dtype[np.float64]]]:
+        nn.utils.vector_to_parameters(torch.from_numpy(flat), parameters)
+        try:
+            q = frame.place(module())
+            bound = elbo(weigh(log_target, q, reparameterise(q, noise)).log_weight)
+        except ValueError as error:
+            if "log_joint must return" in str(error) or not math.isfinite(worst[0]):
+                raise
+            bound = torch.tensor(-torch.inf)
+        if not bound.isfinite():  # a trial step went too far: send the line search back
+            return abs(worst[0]) * 1e3 + 1e6, np.zeros_like(flat)
+        gradient = torch.autograd.grad(bound, parameters)
+        worst[0] = max(-bound.item(), worst[0]) if math.isfinite(worst[0]) else -bound.item()
+        return -bound.item(), -nn.utils.parameters_to_vector(gradient).numpy()
+
+    begin = nn.utils.parameters_to_vector(parameters).detach().numpy().copy()
+    found = optimize.minimize(
+        loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-7}
+    )
+    best = found.x if np.isfinite(found.x).all() and math.isfinite(found.fun) else begin
+    nn.utils.vector_to_parameters(torch.from_numpy(best), parameters)
+    with torch.no_grad():
+        return frame.place(module())
+
+
+def _drift(before: Distribution, after: Distribution) -> float:
+    """The largest move of a mean, in standard deviations, or of a log standard deviation."""
+    with torch.no_grad():
+        if is_normal(after):
+            means, scales = (before.mean, after.mean), (before.stddev, after.stddev)
+        else:
+            draws = [reparameterise(q, 2000) for q in (before, after)]
+            means, scales = (draws[0].mean(0), draws[1].mean(0)), (draws[0].std(0), draws[1].std(0))
+        moved = ((means[1] - means[0]) / scales[1]).abs().max()
+        widened = (scales[1] / scales[0]).log().abs().max()
+    return max(moved.item(), widened.item())
+
+
+def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float, seed: int) -> Posterior:
+    """The best fit by fresh draws, with its diagnostics."""
+    judged = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for fit in fits:
+            torch.manual_seed(seed + 1)
+            log_weight = draw(log_target, fit.q, NUM_FRESH).log_weight
+            judged.append((elbo(log_weight).item(), log_weight, fit))
+    judged.sort(key=lambda row: -row[0])
+    value, log_weight, fit = judged[0]
+    posterior = Posterior(
+        q=fit.q,
+        elbo=value,
+        elbo_standard_error=log_weight.std().item() / math.sqrt(NUM_FRESH),
+        pareto_k=pareto_k(log_weight).item() if log_weight.isfinite().all() else math.inf,
+        drift=fit.drift,
+        restarts=tuple(row[0] for row in judged),
+        seconds=time.perf_counter() - started,
+        space=space,
+    )
+    for problem in posterior.problems():
+        warnings.warn(problem, UntrustworthyWarning, stacklevel=3)
+    return posterior
+
+
+def fit_posterior_stochastic(
+    log_joint: Callable[..., Tensor],
+    latents: Mapping[str, Latent | Any],
+    *,
+    family: Family = FullRankNormal,
+    initial: Mapping[str, Any] | None = None,
+    data: Tensor | None = None,
+    batch_size: int | None = None,
+    num_data: int | None = None,
+    num_steps: int = 3000,
+    learning_rate: float = 0.02,
+    num_samples: int = 16,
+    seed: int = 0,
+) -> Posterior:
+    r"""Fit a variational posterior by stochastic gradients: fresh noise at each step and, on request, minibatches.
+
+    Adam on the sticking-the-landing ELBO, with a learning rate that falls to a hundredth along a cosine. For data that
+    do not fit :func:`fit_posterior`; where they do, that is faster and more exact.
+
+    With minibatches ``log_joint(z, batch, scale)`` is called with rows of ``data`` and
+    :math:`\text{scale} = N / B`, by which it must multiply the sum of its likelihood terms, and nothing else.
+
+    Args:
+        log_joint: As for :func:`fit_posterior`; with ``data``, also of a minibatch and its scale.
+        latents: As for :func:`fit_posterior`.
+        family: As for :func:`fit_posterior`; the vector is unconstrained, and not whitened.
+        initial: As for :func:`fit_posterior`.
+        data: Rows to draw minibatches from, shape ``(num_data, ...)``.
+        batch_size: B, with ``data``.
+        num_data: N, with ``data``: said explicitly, and checked against the number of rows.
+        num_steps: How many steps.
+        learning_rate: Of Adam, at the start.
+        num_samples: How many samples per step.
+        seed: For everything random. The global random state is left alone.
+
+    Returns:
+        :class:`Posterior`.
+
+    Raises:
+        TypeError, ValueError: As for :func:`fit_posterior`, and if ``data``, ``batch_size`` and ``num_data`` are not
+            given together or do not fit.
+        vi_tutorial.training.DivergedError: If the ELBO diverges.
+
+    Source:
+        Kucukelbir, Tran, Ranganath, Gelman & Blei (2017), Automatic Differentiation Variational Inference; Hoffman,
+        Blei, Wang & Paisley (2013), Stochastic Variational Inference.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> posterior = fit_posterior_stochastic(
+        ...     lambda z: -0.5 * (z["a"] - 1) ** 2, {"a": constraints.real}, num_steps=300, learning_rate=0.1)
+        >>> round(posterior.mean()["a"].item(), 1)
+        1.0
+    """
+    started = time.perf_counter()
+    given = (data is not None, batch_size is not None, num_data is not None)
+    if any(given) and not all(given):
+        raise ValueError(
+            "data, batch_size and num_data must be given together, or none of them; received "
+            f"data {given[0]}, batch_size {batch_size}, num_data {num_data}"
+        )
+    space = Space(latents)
+    start = space.unconstrain(initial or {})
+    if data is None:
+        rows, whole = torch.zeros(1, 1), unconstrained(log_joint, space)
+        examine(log_joint, space, start)
+
+        def target(batch: Tensor) -> LogJoint:
+            return whole
+
+    else:
+        rows = check_data("data", data)
+        if len(rows) != num_data:
+            raise ValueError(f"num_data must be the number of rows of data, {len(rows)}; received {num_data}")
+        check_count("batch_size", batch_size)
+
+        def complete(z: Values) -> Tensor:
+            return log_joint(z, rows, 1.0)
+
+        whole = unconstrained(complete, space)
+        examine(complete, space, start)
+
+        def target(batch: Tensor) -> LogJoint:
+            return unconstrained(lambda z: log_joint(z, batch, len(rows) / len(batch)), space)
+
+    module = family(space.dim).double()
+    _check_family(module(), space.dim)
+    frame = Frame(start, torch.ones_like(start))
+    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps, eta_min=learning_rate / 100)
+    halfway: list[Distribution] = []
+
+    def after(step: int) -> None:
+        schedule.step()
+        if step == math.ceil(0.8 * num_steps):
+            with torch.no_grad():
+                halfway.append(frame.place(module()))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        training.fit(
+            lambda batch: elbo_sticking_the_landing(target(batch), frame.place(module()), num_samples),
+            optimiser,
+            rows,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            callback=after,
+        )
+    with torch.no_grad():
+        q = frame.place(module())
+    return _assess([_Fit(q, _drift(halfway[0], q))], whole, space, started, seed)

@@ -1,0 +1,152 @@
+"""Named latents with constraints, as one unconstrained vector: the map, its Jacobian, and what can be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from vi_tutorial.elbo import LogJoint
+
+__all__ = ["Latent", "Space", "Values", "examine", "unconstrained"]
+
+Values = dict[str, Tensor]
+"""Latents by name, each ``(num_samples, *shape)``."""
+
+
+class Latent(NamedTuple):
+    """Which values a latent may take, and its shape.
+
+    Attributes:
+        constraint: One of ``torch.distributions.constraints``.
+        shape: Shape of one value; ``()`` for a number.
+
+    Example:
+        >>> Latent(constraints.positive)
+        Latent(constraint=GreaterThan(lower_bound=0.0), shape=())
+    """
+
+    constraint: Any = constraints.real
+    shape: tuple[int, ...] = ()
+
+
+class Space:
+    """The map between named latents and one unconstrained vector, with its log Jacobian."""
+
+    def __init__(self, latents: Mapping[str, Latent | Any]) -> None:
+        if not latents:
+            raise ValueError("latents must name at least one latent; received none")
+        self.latents = {n: v if isinstance(v, Latent) else Latent(v) for n, v in latents.items()}
+        self.transforms, self.sizes = {}, {}
+        for name, (constraint, shape) in self.latents.items():
+            if not isinstance(constraint, constraints.Constraint):
+                raise TypeError(
+                    f"latents[{name!r}] must be a torch.distributions constraint or a Latent; received {constraint!r}"
+                )
+            try:
+                self.transforms[name] = biject_to(constraint)
+            except NotImplementedError:
+                raise ValueError(
+                    f"latents[{name!r}] must be continuous, with a bijection to the real line; received {constraint}"
+                ) from None
+            self.sizes[name] = math.prod(self.transforms[name].inverse_shape(torch.Size(shape)))
+        self.dim = sum(self.sizes.values())
+
+    def parts(self, u: Tensor) -> Iterator[tuple[str, Tensor]]:
+        for (name, size), part in zip(self.sizes.items(), u.split(list(self.sizes.values()), -1), strict=True):
+            assert part.shape[-1] == size
+            shape = self.transforms[name].inverse_shape(torch.Size(self.latents[name].shape))
+            yield name, part.reshape(*u.shape[:-1], *shape)
+
+    def constrain(self, u: Tensor) -> Values:
+        """The latents at ``u``, shape ``(num_samples, dim)``."""
+        return {name: self.transforms[name](part) for name, part in self.parts(u)}
+
+    def log_jacobian(self, u: Tensor, z: Values) -> Tensor:
+        """log |dz/du|, one number per sample."""
+        total = u.new_zeros(u.shape[:-1])
+        for name, part in self.parts(u):
+            total = total + self.transforms[name].log_abs_det_jacobian(part, z[name]).reshape(len(u), -1).sum(-1)
+        return total
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
+        """The vector of a start: zeros, but for the latents that are given."""
+        for name in values:
+            if name not in self.latents:
+                raise ValueError(f"initial must name latents among {list(self.latents)}; received {name!r}")
+        parts = []
+        for name, (constraint, shape) in self.latents.items():
+            if name not in values:
+                parts.append(torch.zeros(self.sizes[name], dtype=torch.float64))
+                continue
+            value = torch.as_tensor(values[name], dtype=torch.float64)
+            if value.shape != torch.Size(shape):
+                raise ValueError(f"initial[{name!r}] must have shape {tuple(shape)}; received {tuple(value.shape)}")
+            inside = bool(constraint.check(value).all())
+            u = self.transforms[name].inv(value) if inside else torch.tensor(torch.nan)
+            if not u.isfinite().all():
+                raise ValueError(f"initial[{name!r}] must lie inside {constraint}; received {value.tolist()}")
+            parts.append(u.reshape(-1))
+        return torch.cat(parts)
+
+
+def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoint:
+    """The log joint of the unconstrained vector: the user's, plus the log Jacobian."""
+
+    def log_target(u: Tensor) -> Tensor:
+        z = space.constrain(u)
+        value = log_joint(z)
+        if not isinstance(value, Tensor) or value.shape != u.shape[:1]:
+            received = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"log_joint must return one number per sample, shape ({len(u)},); received {received}. Each latent "
+                "comes with the samples as its first dimension: sum over data and over the latents' own dimensions, "
+                "with .sum(-1), never over samples"
+            )
+        return value + space.log_jacobian(u, z)
+
+    return log_target
+
+
+def examine(log_joint: Callable[[Values], Tensor], space: Space, start: Tensor) -> None:
+    """Try the user's function around the start, and say what is wrong with it before anything is fitted."""
+    generator = torch.Generator().manual_seed(0)
+    u = start + 0.1 * torch.randn(3, space.dim, dtype=torch.float64, generator=generator)
+    u[0] = start
+    u.requires_grad_(True)
+    log_target = unconstrained(log_joint, space)
+    try:
+        value = log_target(u)
+    except ValueError as error:
+        if "log_joint must return" in str(error):
+            raise
+        shown = {name: str(latent.constraint) for name, latent in space.latents.items()}
+        raise ValueError(
+            f"log_joint refuses values that the constraints {shown} allow: {str(error).splitlines()[0]} Give each "
+            "latent the constraint of its support, such as constraints.positive for a scale"
+        ) from error
+    z = {name: v[:1].tolist() for name, v in space.constrain(u.detach()).items()}
+    if torch.isnan(value).any() or value.isinf().any():
+        raise ValueError(
+            f"log_joint must be finite near the start; received {value.tolist()} around {z}. Is each latent's "
+            "constraint the support of its density? Otherwise pass initial={...}, a point of positive density"
+        )
+    singly = torch.cat([log_target(row[None]) for row in u])
+    if not torch.allclose(singly, value, rtol=1e-6, atol=1e-6):
+        raise ValueError(
+            "log_joint must treat samples separately: one sample alone gives another number than among others. Look "
+            "for shapes that broadcast by accident, such as (S,) against (S, N): write z['a'][:, None]"
+        )
+    jacobian = space.log_jacobian(u, space.constrain(u))
+    (gradient,) = torch.autograd.grad((value - jacobian).sum(), u, allow_unused=True)
+    gradient = torch.zeros_like(u) if gradient is None else gradient
+    for name, part in space.parts(gradient):
+        if not part.any():
+            raise ValueError(
+                f"log_joint must depend on every latent; received one that ignores {name!r}: is its prior or its use "
+                "in the likelihood missing, or is it detached?"
+            )
