@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from vi_tutorial._validation import check_count, check_data
+from vi_tutorial._validation import check_count, check_data, check_finite
 from vi_tutorial.checks import STANDARD_ERRORS, Array, CheckFailedError
 from vi_tutorial.distributions import diagonal_normal
 from vi_tutorial.elbo import elbo, iwae
@@ -176,7 +176,7 @@ def bounds_are_ordered(log_weight: Tensor, log_evidence: Tensor | None = None) -
     for size in (2, 4, 8, 16):
         estimates.append(iwae(groups.reshape(size, 16 // size, *groups.shape[1:])).mean(0))
     if log_evidence is not None:
-        if log_evidence.shape != log_weight.shape[1:]:
+        if check_finite("log_evidence", log_evidence).shape != log_weight.shape[1:]:
             raise ValueError(
                 f"log_evidence must have shape {tuple(log_weight.shape[1:])}; received {tuple(log_evidence.shape)}"
             )
@@ -205,6 +205,7 @@ def gradient_is_unbiased(estimates: Tensor, exact_gradient: Tensor) -> None:
         >>> gradient_is_unbiased(estimates, torch.tensor(1.0))
     """
     check_data("estimates", estimates)
+    check_finite("exact_gradient", exact_gradient)
     if len(estimates) < 100 or estimates.shape[1:] != exact_gradient.shape:
         raise ValueError(
             f"estimates must have shape (n, {str(tuple(exact_gradient.shape))[1:]} with n >= 100; "
@@ -257,13 +258,18 @@ def every_parameter_gets_gradient(bound: Tensor, module: nn.Module) -> None:
 
     Raises:
         CheckFailedError: If a parameter's gradient is missing, zero or not finite; names them all.
+        ValueError: If the module has no trainable parameter.
 
     Example:
         >>> layer = nn.Linear(2, 1)
         >>> every_parameter_gets_gradient(layer(torch.ones(4, 2)), layer)
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    gradients = torch.autograd.grad(bound.sum(), list(named.values()), retain_graph=True, allow_unused=True)
+    if not named:
+        raise ValueError("module must have a trainable parameter; received none with requires_grad")
+    gradients: Sequence[Tensor | None] = [None] * len(named)
+    if bound.requires_grad:
+        gradients = torch.autograd.grad(bound.sum(), list(named.values()), retain_graph=True, allow_unused=True)
     idle = [
         name
         for name, gradient in zip(named, gradients, strict=True)
@@ -295,8 +301,10 @@ def every_column_moves_the_posterior(
     leaf = x.detach().clone().requires_grad_(True)
     mean = posterior_mean(leaf)
     weights = torch.linspace(1.0, 2.0, mean.numel(), dtype=mean.dtype).reshape(mean.shape)
-    (gradient,) = torch.autograd.grad((mean * weights).sum(), leaf, allow_unused=True)
+    gradient = None
+    if mean.requires_grad:
+        (gradient,) = torch.autograd.grad((mean * weights).sum(), leaf, allow_unused=True)
     looked_at = range(x.shape[1]) if columns is None else columns
-    idle = [d for d in looked_at if gradient is None or not gradient[:, d].any()]
+    idle = [d for d in looked_at if gradient is None or not gradient[:, d].isfinite().all() or not gradient[:, d].any()]
     if idle:
         raise CheckFailedError(f"the posterior does not depend on column(s) {idle}")

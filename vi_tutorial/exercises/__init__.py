@@ -8,6 +8,7 @@ matches is named.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Exercise:
         results = []
         for case in self.cases:
             try:
-                result = function(*case)
+                result = function(*copy.deepcopy(case))  # an answer may write into its arguments
             except Exception as error:
                 return Verdict("wrong", f"not yet: for arguments {_shown(case)} it raises {error!r}")
             if result is None or result is Ellipsis:
