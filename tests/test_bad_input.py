@@ -1,0 +1,647 @@
+"""Bad input meets an error that names the argument, says what came, and says what was expected.
+
+One table: a call, the type of its error, and three patterns that its message must hold, in that order: the
+argument, what was received, what was expected. Each row is a way in which a reader's first attempt goes wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
+
+from vi_tutorial import checkers, checks, training
+from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
+from vi_tutorial.elbo import (
+    cubo,
+    dataset_total,
+    draw,
+    elbo,
+    elbo_analytic_kl,
+    elbo_leave_one_out,
+    elbo_score_function,
+    elbo_sticking_the_landing,
+    iwae,
+    iwae_doubly_reparameterised,
+    renyi,
+    weigh,
+)
+from vi_tutorial.evaluation import effective_sample_size, gap_ledger, importance_sampling, pareto_k
+from vi_tutorial.families import Fixed, FullRankNormal, LowRankNormal, MeanFieldNormal, standard_normal
+from vi_tutorial.models import (
+    BetaBernoulli,
+    LatentVariableModel,
+    LinearGaussian,
+    conjugate_normal,
+    linear_regression,
+    probabilistic_pca,
+    probabilistic_pca_mle,
+)
+from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, mlp
+
+pytestmark = pytest.mark.usefixtures("_float64")
+
+NAN, INF = math.nan, math.inf
+ESTIMATORS = (
+    draw,
+    elbo_sticking_the_landing,
+    elbo_score_function,
+    elbo_leave_one_out,
+    iwae_doubly_reparameterised,
+    importance_sampling,
+)
+
+
+class Case(NamedTuple):
+    call: Callable[[], Any]
+    error: type[Exception]
+    argument: str
+    received: str
+    expected: str
+
+
+def f64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def q(*batch: int) -> Normal:
+    return Normal(torch.zeros(batch), torch.ones(batch))
+
+
+def joint(z: Tensor) -> Tensor:
+    return -z.square()
+
+
+def level() -> nn.Parameter:
+    return nn.Parameter(torch.tensor(0.0))
+
+
+def fit(**changed: Any) -> training.History:
+    """A sound call of ``training.fit``, but for one argument."""
+    parameter = level()
+    arguments: dict[str, Any] = {
+        "objective": lambda x: -((x - parameter) ** 2),
+        "optimiser": torch.optim.SGD([parameter], lr=0.1),
+        "data": torch.ones(3),
+        "num_steps": 2,
+    }
+    return training.fit(**{**arguments, **changed})
+
+
+def linear_gaussian(**changed: Any) -> LinearGaussian:
+    arguments: dict[str, Any] = {"weight": torch.ones(3, 2), "loc": torch.zeros(3), "noise_scale": torch.tensor(1.0)}
+    return LinearGaussian(**{**arguments, **changed})
+
+
+def image_model() -> LatentVariableModel:
+    return LatentVariableModel(standard_normal(2), BernoulliHead(nn.Linear(2, 3), 3))
+
+
+CASES: dict[str, Case] = {
+    # --- distributions ---
+    "diagonal_normal: a list": Case(lambda: diagonal_normal([0.0], f64(1)), TypeError, "loc", "list", r"torch\.Tensor"),
+    "diagonal_normal: integers": Case(
+        lambda: diagonal_normal(torch.zeros(2, dtype=torch.long), f64(1, 1)),
+        TypeError,
+        "loc",
+        "int64",
+        "floating-point",
+    ),
+    "diagonal_normal: a number for a scale": Case(
+        lambda: diagonal_normal(torch.zeros(2), 1.0), TypeError, "scale", "float", r"torch\.Tensor"
+    ),
+    "diagonal_normal: nan": Case(
+        lambda: diagonal_normal(f64(0, NAN), f64(1, 1)), ValueError, "loc", r"nan at index \(1,\)", "finite"
+    ),
+    "diagonal_normal: infinite scale": Case(
+        lambda: diagonal_normal(f64(0, 0), f64(1, INF)), ValueError, "scale", r"inf at index \(1,\)", "finite"
+    ),
+    "diagonal_normal: zero scale": Case(
+        lambda: diagonal_normal(f64(0, 0), f64(1, 0)), ValueError, "scale", "", "GreaterThan|positive"
+    ),
+    "diagonal_normal: negative scale": Case(
+        lambda: diagonal_normal(f64(0, 0), f64(1, -2)), ValueError, "scale", "", "GreaterThan|positive"
+    ),
+    "diagonal_normal: no event": Case(
+        lambda: diagonal_normal(torch.tensor(0.0), torch.tensor(1.0)), ValueError, "loc", r"\(\)", "one dimension"
+    ),
+    "diagonal_normal: a column of scales": Case(
+        lambda: diagonal_normal(torch.zeros(5, 3), torch.ones(5, 1)), ValueError, "scale", r"\(5, 1\)", r"\(5, 3\)"
+    ),
+    "diagonal_normal: scales that would make a batch": Case(
+        lambda: diagonal_normal(torch.zeros(3), torch.ones(5, 3)), ValueError, "scale", r"\(5, 3\)", r"\(3,\)"
+    ),
+    "full_normal: not lower-triangular": Case(
+        lambda: full_normal(f64(0, 0), torch.ones(2, 2)), ValueError, "scale_tril", "", "LowerCholesky|lower"
+    ),
+    "full_normal: negative diagonal": Case(
+        lambda: full_normal(f64(0, 0), -torch.eye(2)), ValueError, "scale_tril", "", "LowerCholesky|positive"
+    ),
+    "full_normal: not square": Case(
+        lambda: full_normal(f64(0, 0), torch.ones(2, 3)), ValueError, "scale_tril", r"\(2, 3\)", r"\(2, 2\)"
+    ),
+    "full_normal: another dimension": Case(
+        lambda: full_normal(torch.zeros(4, 2), torch.eye(3)), ValueError, "scale_tril", r"\(3, 3\)", r"\(4, 2, 2\)"
+    ),
+    "full_normal: nan": Case(
+        lambda: full_normal(f64(0, 0), torch.eye(2) * NAN), ValueError, "scale_tril", "nan", "finite"
+    ),
+    "full_normal: no event": Case(
+        lambda: full_normal(torch.tensor(0.0), torch.eye(1)), ValueError, "loc", r"\(\)", "one dimension"
+    ),
+    "bernoulli: no event": Case(lambda: bernoulli(torch.tensor(0.0)), ValueError, "logits", r"\(\)", "one dimension"),
+    "bernoulli: nan": Case(lambda: bernoulli(f64(NAN)), ValueError, "logits", "nan", "finite"),
+    "bernoulli: an array of NumPy": Case(
+        lambda: bernoulli(np.zeros(3)), TypeError, "logits", "ndarray", r"torch\.Tensor"
+    ),
+    "bernoulli: grey levels": Case(
+        lambda: bernoulli(f64(0, 0)).log_prob(f64(0.5, 1)), ValueError, "value", r"0\.5", "Boolean"
+    ),
+    # --- elbo: drawing ---
+    **{
+        f"{f.__name__}: {number} samples": Case(
+            lambda f=f, number=number: f(joint, q(3), number), ValueError, "num_samples", str(number), "at least"
+        )
+        for f in ESTIMATORS
+        for number in (0, -1)
+    },
+    **{
+        f"{f.__name__}: {number!r} samples": Case(
+            lambda f=f, number=number: f(joint, q(3), number),
+            TypeError,
+            "num_samples",
+            type(number).__name__,
+            "int",
+        )
+        for f in ESTIMATORS
+        for number in (2.0, "3", True)
+    },
+    **{
+        f"{f.__name__}: a family that was not called": Case(
+            lambda f=f: f(joint, MeanFieldNormal(2), 50), TypeError, "q", "MeanFieldNormal", r"torch\.distributions"
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: an empty batch": Case(
+            lambda f=f: f(joint, q(0), 50), ValueError, "q", r"\(0,\)", "at least one datapoint"
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: a column where a vector belongs": Case(
+            lambda f=f: f(lambda z: joint(z)[..., None], q(4), 50),
+            ValueError,
+            "log_joint",
+            r"\(50, 4, 1\)",
+            r"\(50, 4\)",
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: summed over the batch": Case(
+            lambda f=f: f(lambda z: joint(z).sum(-1), q(4), 50), ValueError, "log_joint", r"\(50,\)", r"\(50, 4\)"
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: averaged over the samples": Case(
+            lambda f=f: f(lambda z: joint(z).mean(0), q(4), 50), ValueError, "log_joint", r"\(4,\)", r"\(50, 4\)"
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: nan": Case(
+            lambda f=f: f(lambda z: joint(z) * NAN, q(4), 50),
+            ValueError,
+            "log_joint",
+            r"NaN at index \(0, 0\)",
+            "look at",
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: a joint that returns a float": Case(
+            lambda f=f: f(lambda z: 1.0, q(4), 50), TypeError, "log_joint", "float", r"torch\.Tensor"
+        )
+        for f in ESTIMATORS
+    },
+    **{
+        f"{f.__name__}: no rsample": Case(
+            lambda f=f: f(joint, Bernoulli(logits=torch.zeros(3)), 50), ValueError, "q", "Bernoulli", "rsample"
+        )
+        for f in (draw, elbo_sticking_the_landing, iwae_doubly_reparameterised, importance_sampling)
+    },
+    "elbo_leave_one_out: one sample": Case(
+        lambda: elbo_leave_one_out(joint, q(3), 1), ValueError, "num_samples", "1", "at least 2"
+    ),
+    "draw: a q without an event": Case(
+        lambda: draw(lambda z: joint(z).sum(-1), q(5, 2), 3), ValueError, "log_joint", r"\(3, 5\)", "event_shape"
+    ),
+    "weigh: a string for q": Case(
+        lambda: weigh(joint, "q", torch.zeros(2, 3)), TypeError, "q", "str", r"torch\.distributions"
+    ),
+    "weigh: a list for z": Case(lambda: weigh(joint, q(3), [0.0]), TypeError, "z", "list", r"torch\.Tensor"),
+    "weigh: a column for z": Case(
+        lambda: weigh(joint, q(3), torch.zeros(5, 3, 1)), ValueError, "z", r"\(5, 3, 1\)", r"\(K, 3,\)"
+    ),
+    "weigh: no sample dimension": Case(
+        lambda: weigh(joint, q(3), torch.zeros(3)), ValueError, "z", r"\(3,\)", r"num_samples, \*batch"
+    ),
+    "weigh: z of another size": Case(
+        lambda: weigh(joint, q(3), torch.zeros(5, 1)), ValueError, "z", r"\(5, 1\)", r"\(K, 3,\)"
+    ),
+    "elbo_analytic_kl: a tensor for the prior": Case(
+        lambda: elbo_analytic_kl(joint, q(3), torch.zeros(3)), TypeError, "prior", "Tensor", r"torch\.distributions"
+    ),
+    "elbo_analytic_kl: a column of priors": Case(
+        lambda: elbo_analytic_kl(joint, q(3), q(3, 1)), ValueError, "prior", r"\(3, 1\)", r"\(3,\)"
+    ),
+    "elbo_analytic_kl: another event": Case(
+        lambda: elbo_analytic_kl(joint, q(3), diagonal_normal(f64(0), f64(1))), ValueError, "prior", r"\(1,\)", r"\(\)"
+    ),
+    # --- elbo: reducing ---
+    **{
+        f"{f.__name__}: a list": Case(lambda f=f: f([0.0]), TypeError, "log_weight", "list", r"torch\.Tensor")
+        for f in (elbo, iwae, cubo)
+    },
+    **{
+        f"{f.__name__}: one number": Case(
+            lambda f=f: f(torch.tensor(0.0)), ValueError, "log_weight", r"\(\)", r"\(num_samples, \*batch\)"
+        )
+        for f in (elbo, iwae, cubo)
+    },
+    **{
+        f"{f.__name__}: no samples": Case(
+            lambda f=f: f(torch.zeros(0, 3)), ValueError, "log_weight", r"\(0, 3\)", "at least one sample"
+        )
+        for f in (elbo, iwae, cubo)
+    },
+    **{
+        f"{f.__name__}: no datapoints": Case(
+            lambda f=f: f(torch.zeros(3, 0)), ValueError, "log_weight", r"\(3, 0\)", "at least one sample and datapoint"
+        )
+        for f in (elbo, iwae, cubo)
+    },
+    **{
+        f"{f.__name__}: nan": Case(
+            lambda f=f: f(torch.tensor([[0.0], [NAN]])), ValueError, "log_weight", r"NaN at index \(1, 0\)", "look at"
+        )
+        for f in (elbo, iwae, cubo)
+    },
+    "renyi: infinite order": Case(lambda: renyi(torch.zeros(2), INF), ValueError, "alpha", "inf", "finite"),
+    "renyi: nan for an order": Case(lambda: renyi(torch.zeros(2), NAN), ValueError, "alpha", "nan", "finite"),
+    "renyi: a string": Case(lambda: renyi(torch.zeros(2), "1"), TypeError, "alpha", "str", "number"),
+    "cubo: order below one": Case(lambda: cubo(torch.zeros(2), 0.5), ValueError, "order", r"0\.5", "at least 1"),
+    "cubo: infinite order": Case(lambda: cubo(torch.zeros(2), INF), ValueError, "order", "inf", "finite"),
+    "cubo: nan for an order": Case(lambda: cubo(torch.zeros(2), NAN), ValueError, "order", "nan", "at least 1"),
+    "cubo: a string": Case(lambda: cubo(torch.zeros(2), "2"), TypeError, "order", "str", "number"),
+    "dataset_total: fewer data than the batch": Case(
+        lambda: dataset_total(torch.zeros(5), 4), ValueError, "num_data", "4", "at least 5"
+    ),
+    "dataset_total: a fraction of data": Case(
+        lambda: dataset_total(torch.zeros(5), 10.0), TypeError, "num_data", "float", "int"
+    ),
+    "dataset_total: a bound that was already averaged": Case(
+        lambda: dataset_total(torch.tensor(-1.0), 10), ValueError, "bound", r"\(\)", r"\(B,\)"
+    ),
+    "dataset_total: samples still there": Case(
+        lambda: dataset_total(torch.zeros(2, 5), 10), ValueError, "bound", r"\(2, 5\)", r"\(B,\)"
+    ),
+    "dataset_total: an empty batch": Case(
+        lambda: dataset_total(torch.zeros(0), 10), ValueError, "bound", r"\(0,\)", r"\(B,\)"
+    ),
+    # --- families and networks ---
+    **{
+        f"{f.__name__}: dimension {dim!r}": Case(lambda f=f, dim=dim: f(dim), error, "dim", received, expected)
+        for f in (standard_normal, MeanFieldNormal, FullRankNormal, LowRankNormal)
+        for dim, error, received, expected in ((0, ValueError, "0", "at least 1"), (2.0, TypeError, "float", "int"))
+    },
+    "LowRankNormal: rank zero": Case(lambda: LowRankNormal(3, 0), ValueError, "rank", "0", "at least 1"),
+    "Fixed: not a constructor": Case(lambda: Fixed(q(2)), TypeError, "make", "Normal", "constructor"),
+    "Fixed: a number for a parameter": Case(
+        lambda: Fixed(Normal, loc=0.0, scale=torch.tensor(1.0)), TypeError, "loc", "float", r"torch\.Tensor"
+    ),
+    "Fixed: nan": Case(lambda: Fixed(Normal, loc=f64(NAN), scale=f64(1)), ValueError, "loc", "nan", "finite"),
+    "Fixed: an empty parameter": Case(
+        lambda: Fixed(Normal, loc=torch.zeros(0), scale=torch.ones(0)), ValueError, "loc", r"\(0,\)", "not be empty"
+    ),
+    "mlp: one size": Case(lambda: mlp(3), ValueError, "sizes", r"\(3,\)", "input and an output"),
+    "mlp: no units": Case(lambda: mlp(3, 0, 1), ValueError, "sizes", "0", "at least 1"),
+    "mlp: a fraction of a unit": Case(lambda: mlp(3, 1.5), TypeError, "sizes", "float", "int"),
+    "head: a function for a network": Case(
+        lambda: DiagonalNormalHead(lambda x: x, 2), TypeError, "network", "function", r"torch\.nn\.Module"
+    ),
+    "head: no dimension": Case(lambda: BernoulliHead(nn.Identity(), 0), ValueError, "dim", "0", "at least 1"),
+    "head: means without scales": Case(
+        lambda: DiagonalNormalHead(nn.Identity(), 3)(torch.zeros(5, 3)), ValueError, "network", r"\(5, 3\)", "6 numbers"
+    ),
+    "head: a diagonal where a factor belongs": Case(
+        lambda: FullNormalHead(nn.Identity(), 2)(torch.zeros(5, 4)), ValueError, "network", r"\(5, 4\)", "5 numbers"
+    ),
+    "head: too many logits": Case(
+        lambda: BernoulliHead(nn.Identity(), 2)(torch.zeros(5, 3)), ValueError, "network", r"\(5, 3\)", "2 numbers"
+    ),
+    # --- models ---
+    "LatentVariableModel: a distribution for a prior": Case(
+        lambda: LatentVariableModel(q(), nn.Identity()), TypeError, "prior", "Normal", r"torch\.nn\.Module.*Fixed"
+    ),
+    "LatentVariableModel: a function for a likelihood": Case(
+        lambda: LatentVariableModel(standard_normal(1), lambda z: z), TypeError, "likelihood", "function", "Module"
+    ),
+    "given: a list": Case(lambda: image_model().given([0.0]), TypeError, "x", "list", r"torch\.Tensor"),
+    "given: integers": Case(
+        lambda: image_model().given(torch.zeros(2, 3, dtype=torch.long)), TypeError, "x", "int64", "floating-point"
+    ),
+    "given: nan": Case(
+        lambda: image_model().given(torch.full((2, 3), NAN)), ValueError, "x", r"nan at index \(0, 0\)", "finite"
+    ),
+    "given: an empty batch": Case(
+        lambda: image_model().given(torch.zeros(0, 3)), ValueError, "x", r"\(0, 3\)", "not be empty"
+    ),
+    "given: one image too many": Case(
+        lambda: image_model().given(torch.zeros(3, 3))(torch.zeros(5, 2, 2)), ValueError, "x", r"\(3, 3\)", r"\(2, 3\)"
+    ),
+    "given: one image for a batch": Case(
+        lambda: image_model().given(torch.zeros(3))(torch.zeros(5, 2, 2)), ValueError, "x", r"\(3,\)", r"\(2, 3\)"
+    ),
+    "given: a column of pixels": Case(
+        lambda: image_model().given(torch.zeros(2, 1))(torch.zeros(5, 2, 2)), ValueError, "x", r"\(2, 1\)", r"\(2, 3\)"
+    ),
+    "given: grey levels": Case(
+        lambda: image_model().given(torch.full((2, 3), 0.5))(torch.zeros(5, 2, 2)),
+        ValueError,
+        "x",
+        r"0\.5 at index \(0, 0\)",
+        "support of the likelihood",
+    ),
+    "LinearGaussian: a vector of weights": Case(
+        lambda: linear_gaussian(weight=torch.ones(3)), ValueError, "weight", r"\(3,\)", "2 dimension"
+    ),
+    "LinearGaussian: an offset per latent": Case(
+        lambda: linear_gaussian(loc=torch.zeros(2)), ValueError, "loc", r"\(2,\)", r"\(3,\)"
+    ),
+    "LinearGaussian: a column of noises": Case(
+        lambda: linear_gaussian(noise_scale=torch.ones(3, 1)), ValueError, "noise_scale", r"\(3, 1\)", r"\(3,\)"
+    ),
+    "LinearGaussian: a number for a noise": Case(
+        lambda: linear_gaussian(noise_scale=1.0), TypeError, "noise_scale", "float", r"torch\.Tensor"
+    ),
+    "LinearGaussian: no noise": Case(
+        lambda: linear_gaussian(noise_scale=torch.tensor(0.0)), ValueError, "noise_scale", r"0\.0", "positive"
+    ),
+    "LinearGaussian: negative prior scale": Case(
+        lambda: linear_gaussian(prior_scale=f64(1, -1)), ValueError, "prior_scale", r"-1\.0", "positive"
+    ),
+    "LinearGaussian: a prior of another dimension": Case(
+        lambda: linear_gaussian(prior_loc=f64(1, 1, 1)), ValueError, "prior_loc", r"\(3,\)", r"\(2,\)"
+    ),
+    "LinearGaussian: nan": Case(
+        lambda: linear_gaussian(weight=torch.full((3, 2), NAN)), ValueError, "weight", "nan", "finite"
+    ),
+    "posterior: data of another dimension": Case(
+        lambda: linear_gaussian().posterior(torch.zeros(5, 2)), ValueError, "x", r"\(5, 2\)", r"\(5, 3\)"
+    ),
+    "posterior: a column": Case(
+        lambda: linear_gaussian().posterior(torch.zeros(3, 1)), ValueError, "x", r"\(3, 1\)", r"\(3, 3\)"
+    ),
+    "posterior: nan": Case(
+        lambda: linear_gaussian().posterior(f64(0, NAN, 0)), ValueError, "x", r"nan at index \(1,\)", "finite"
+    ),
+    "log_evidence: a list": Case(
+        lambda: linear_gaussian().log_evidence([0.0, 0.0, 0.0]), TypeError, "x", "list", r"torch\.Tensor"
+    ),
+    "log_evidence: an empty batch": Case(
+        lambda: linear_gaussian().log_evidence(torch.zeros(0, 3)), ValueError, "x", r"\(0, 3\)", "not be empty"
+    ),
+    "conjugate_normal: no data": Case(lambda: conjugate_normal(0), ValueError, "num_data", "0", "at least 1"),
+    "conjugate_normal: no noise": Case(
+        lambda: conjugate_normal(1, noise_scale=0.0), ValueError, "noise_scale", r"0\.0", "positive"
+    ),
+    "conjugate_normal: nan": Case(lambda: conjugate_normal(1, prior_loc=NAN), ValueError, "prior_loc", "nan", "finite"),
+    "linear_regression: a string": Case(
+        lambda: linear_regression(torch.eye(2), "1", 1.0), TypeError, "prior_scale", "str", "number"
+    ),
+    "linear_regression: infinite prior": Case(
+        lambda: linear_regression(torch.eye(2), INF, 1.0), ValueError, "prior_scale", "inf", "finite positive"
+    ),
+    "linear_regression: one column as a vector": Case(
+        lambda: linear_regression(torch.ones(5), 1.0, 1.0), ValueError, "design", r"\(5,\)", "2 dimension"
+    ),
+    "linear_regression: a column of responses": Case(
+        lambda: linear_regression(torch.ones(5, 2), 1.0, 1.0).log_evidence(torch.zeros(5, 1)),
+        ValueError,
+        "x",
+        r"\(5, 1\)",
+        r"\(5, 5\)",
+    ),
+    "probabilistic_pca: no latents": Case(lambda: probabilistic_pca(3, 0), ValueError, "latent_dim", "0", "at least 1"),
+    "probabilistic_pca_mle: as many latents as data": Case(
+        lambda: probabilistic_pca_mle(torch.randn(9, 3), 3), ValueError, "latent_dim", "3", "below.* 3"
+    ),
+    "probabilistic_pca_mle: a vector": Case(
+        lambda: probabilistic_pca_mle(torch.randn(9), 1), ValueError, "x", r"\(9,\)", "2 dimension"
+    ),
+    "probabilistic_pca_mle: nan": Case(
+        lambda: probabilistic_pca_mle(torch.full((9, 3), NAN), 1), ValueError, "x", "nan", "finite"
+    ),
+    "probabilistic_pca_mle: constant data": Case(
+        lambda: probabilistic_pca_mle(torch.ones(9, 3), 1), ValueError, "x", r"0\.0e", "vary in more than"
+    ),
+    "BetaBernoulli: no flips": Case(lambda: BetaBernoulli(0), ValueError, "num_data", "0", "at least 1"),
+    "BetaBernoulli: no pseudo-count": Case(lambda: BetaBernoulli(3, a=0.0), ValueError, "a", r"0\.0", "positive"),
+    "BetaBernoulli: a string": Case(lambda: BetaBernoulli(3, b="1"), TypeError, "b", "str", "number"),
+    "BetaBernoulli: half a head": Case(
+        lambda: BetaBernoulli(2).posterior(f64(0.5, 1)), ValueError, "x", "other values", "zeros and ones"
+    ),
+    "BetaBernoulli: three flips for two": Case(
+        lambda: BetaBernoulli(2).log_evidence(f64(0, 1, 1)), ValueError, "x", r"\(3,\)", r"\(2,\)"
+    ),
+    "BetaBernoulli: booleans": Case(
+        lambda: BetaBernoulli(2).log_evidence(torch.tensor([True, False])), TypeError, "x", "bool", "floating-point"
+    ),
+    # --- training ---
+    "fit: a list": Case(lambda: fit(data=[1.0]), TypeError, "data", "list", r"torch\.Tensor"),
+    "fit: nan": Case(lambda: fit(data=f64(1, NAN)), ValueError, "data", r"nan at index \(1,\)", "finite"),
+    "fit: no rows": Case(lambda: fit(data=torch.zeros(0, 2)), ValueError, "data", r"\(0, 2\)", "not be empty"),
+    "fit: one number": Case(lambda: fit(data=torch.tensor(1.0)), ValueError, "data", r"\(\)", r"\(N, \.\.\.\)"),
+    "fit: no steps": Case(lambda: fit(num_steps=0), ValueError, "num_steps", "0", "at least 1"),
+    "fit: half a step": Case(lambda: fit(num_steps=0.5), TypeError, "num_steps", "float", "int"),
+    "fit: an empty batch": Case(lambda: fit(batch_size=0), ValueError, "batch_size", "0", "at least 1"),
+    "fit: a batch larger than the data": Case(lambda: fit(batch_size=4), ValueError, "batch_size", "4", "at most.* 3"),
+    "fit: half a batch": Case(lambda: fit(batch_size=1.5), TypeError, "batch_size", "float", "int"),
+    "fit: patience without validation": Case(lambda: fit(patience=3), ValueError, "patience", "None", "validate"),
+    "fit: no patience": Case(
+        lambda: fit(patience=0, validate=lambda: f64(0)), ValueError, "patience", "0", "at least 1"
+    ),
+    "fit: validation at no step": Case(lambda: fit(validate_every=0), ValueError, "validate_every", "0", "at least 1"),
+    "fit: everything frozen": Case(
+        lambda: fit(optimiser=torch.optim.SGD([torch.zeros(1)], lr=0.1)),
+        ValueError,
+        "optimiser",
+        "none with requires_grad",
+        "parameter to learn",
+    ),
+    "fit: an objective that returns a float": Case(
+        lambda: fit(objective=lambda x: 1.0), TypeError, "objective", "float", r"torch\.Tensor"
+    ),
+    "fit: a column of bounds": Case(
+        lambda: fit(objective=lambda x: x[:, None]), ValueError, "objective", r"\(3, 1\)", r"\(3,\)"
+    ),
+    # --- evaluation ---
+    "importance_sampling: too few samples": Case(
+        lambda: importance_sampling(joint, q(), 24), ValueError, "num_samples", "24", "at least 25"
+    ),
+    "importance_sampling: empty chunks": Case(
+        lambda: importance_sampling(joint, q(), 50, chunk_size=0), ValueError, "chunk_size", "0", "at least 1"
+    ),
+    "effective_sample_size: infinite": Case(
+        lambda: effective_sample_size(f64(0, -INF)), ValueError, "log_weight", r"-inf at index \(1,\)", "finite"
+    ),
+    "effective_sample_size: one number": Case(
+        lambda: effective_sample_size(torch.tensor(0.0)), ValueError, "log_weight", r"\(\)", "num_samples"
+    ),
+    "pareto_k: too few samples": Case(
+        lambda: pareto_k(torch.zeros(24)), ValueError, "num_samples", "24", "at least 25"
+    ),
+    "pareto_k: a list": Case(lambda: pareto_k([0.0] * 30), TypeError, "log_weight", "list", r"torch\.Tensor"),
+    "gap_ledger: means": Case(lambda: gap_ledger(-1.0, f64(0), f64(0)), TypeError, "elbo", "float", r"torch\.Tensor"),
+    "gap_ledger: a column": Case(
+        lambda: gap_ledger(f64(0, 0), torch.zeros(2, 1), f64(0, 0)), ValueError, "best_elbo", r"\(2, 1\)", r"\(2,\)"
+    ),
+    "gap_ledger: one evidence for all": Case(
+        lambda: gap_ledger(f64(0, 0), f64(0, 0), f64(0)), ValueError, "log_evidence", r"\(1,\)", r"\(2,\)"
+    ),
+    "gap_ledger: nan": Case(
+        lambda: gap_ledger(f64(0), f64(0), f64(0), f64(NAN)), ValueError, "reference", "nan", "finite"
+    ),
+    # --- checks and checkers ---
+    "exact: shapes differ": Case(
+        lambda: checks.exact("01.1", "s", f64(1, 2), 1.0, wrong={"w": 3.0}), ValueError, "oracle", r"\(\)", r"\(2,\)"
+    ),
+    "exact: infinite oracle": Case(
+        lambda: checks.exact("01.1", "s", 1.0, INF, wrong={"w": 3.0}), ValueError, "oracle", "inf", "finite"
+    ),
+    "exact: a string for a tolerance": Case(
+        lambda: checks.exact("01.1", "s", 1.0, 1.0, wrong={"w": 3.0}, tolerance="1"),
+        TypeError,
+        "tolerance",
+        "str",
+        "number",
+    ),
+    "monte_carlo: too few samples": Case(
+        lambda: checks.monte_carlo("01.1", "s", torch.zeros(99), 0.0, wrong={"w": 3.0}),
+        ValueError,
+        "samples",
+        r"\(99,\)",
+        "at least 100",
+    ),
+    "inequality: shapes differ": Case(
+        lambda: checks.inequality("01.1", "s", f64(1, 2), f64(1, 2, 3), wrong={"w": f64(5, 5)}),
+        ValueError,
+        "larger",
+        r"\(3,\)",
+        r"\(2,\)",
+    ),
+    "density_integrates_to_one: three dimensions": Case(
+        lambda: checkers.density_integrates_to_one(joint, [(0, 1)] * 3), ValueError, "bounds", "3", "one or two"
+    ),
+    "samples_match_density: a batch": Case(
+        lambda: checkers.samples_match_density(q(3)), ValueError, "q", r"\(3,\)", r"batch_shape \(\)"
+    ),
+    "samples_match_density: too few samples": Case(
+        lambda: checkers.samples_match_density(q(), 999), ValueError, "num_samples", "999", "at least 1000"
+    ),
+    "bounds_are_ordered: too few samples": Case(
+        lambda: checkers.bounds_are_ordered(torch.zeros(511)), ValueError, "log_weight", "511", "at least 512"
+    ),
+    "bounds_are_ordered: an evidence for all": Case(
+        lambda: checkers.bounds_are_ordered(torch.zeros(512, 3), f64(0)),
+        ValueError,
+        "log_evidence",
+        r"\(1,\)",
+        r"\(3,\)",
+    ),
+    "bounds_are_ordered: an evidence of nan": Case(
+        lambda: checkers.bounds_are_ordered(torch.zeros(512), torch.tensor(NAN)),
+        ValueError,
+        "log_evidence",
+        "nan",
+        "finite",
+    ),
+    "gradient_is_unbiased: too few estimates": Case(
+        lambda: checkers.gradient_is_unbiased(torch.zeros(99), torch.tensor(0.0)),
+        ValueError,
+        "estimates",
+        r"\(99,\)",
+        ">= 100",
+    ),
+    "gradient_is_unbiased: another shape": Case(
+        lambda: checkers.gradient_is_unbiased(torch.zeros(100, 2), torch.zeros(3)),
+        ValueError,
+        "estimates",
+        r"\(100, 2\)",
+        r"\(n, 3,\)",
+    ),
+    "gradient_is_unbiased: an exact gradient of nan": Case(
+        lambda: checkers.gradient_is_unbiased(torch.zeros(100), torch.tensor(NAN)),
+        ValueError,
+        "exact_gradient",
+        "nan",
+        "finite",
+    ),
+    "batch_repetition_changes_nothing: nan": Case(
+        lambda: checkers.batch_repetition_changes_nothing(lambda x: x, f64(NAN)), ValueError, "x", "nan", "finite"
+    ),
+    "every_parameter_gets_gradient: nothing to learn": Case(
+        lambda: checkers.every_parameter_gets_gradient(torch.ones(1), nn.ReLU()),
+        ValueError,
+        "module",
+        "none with requires_grad",
+        "trainable",
+    ),
+    "every_column_moves_the_posterior: a vector": Case(
+        lambda: checkers.every_column_moves_the_posterior(lambda x: x, f64(1)),
+        ValueError,
+        "x",
+        r"\(1,\)",
+        "2 dimension",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_bad_input_is_named(case: Case) -> None:
+    with pytest.raises(case.error) as error:
+        case.call()
+    message = str(error.value)
+    assert re.search(rf"\b{case.argument}\b", message), f"does not name {case.argument}: {message}"
+    assert re.search(case.received, message), f"does not say what came: {message}"
+    assert re.search(case.expected, message), f"does not say what was expected: {message}"
+
+
+def test_the_table_has_no_duplicate_of_a_good_call() -> None:
+    """The helpers' unchanged calls are sound, so that each row fails for its own reason."""
+    fit()
+    linear_gaussian().log_evidence(torch.zeros(5, 3))
+    image_model().given(torch.zeros(2, 3))(torch.zeros(5, 2, 2))
+    for estimator in ESTIMATORS:
+        estimator(joint, q(3), 50)
+
+
+def test_errors_of_bad_input_come_before_any_work() -> None:
+    """A wrong count is found before the log joint, perhaps an expensive one, is called."""
+
+    def never(z: Tensor) -> Tensor:
+        raise AssertionError("the log joint was called")
+
+    for estimator in ESTIMATORS:
+        with pytest.raises(ValueError, match="num_samples"):
+            estimator(never, q(3), 0)
