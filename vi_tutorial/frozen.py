@@ -20,7 +20,7 @@ from torch.distributions import (
 from vi_tutorial._validation import check_count
 from vi_tutorial.distributions import diagonal_normal, full_normal
 
-__all__ = ["Frame", "is_normal", "noise_dim", "reparameterise", "standardised_noise"]
+__all__ = ["standardised_noise"]
 
 
 def standardised_noise(num_draws: int, dim: int, seed: int = 0) -> Tensor:
@@ -66,10 +66,12 @@ def standardised_noise(num_draws: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def noise_dim(q: Distribution) -> int:
+    """How many base draws one sample of a Normal q takes: its dimension, and the rank of a low-rank part."""
     return q.event_shape[0] + (q.cov_factor.shape[-1] if isinstance(q, LowRankMultivariateNormal) else 0)
 
 
 def is_normal(q: Distribution) -> bool:
+    """Whether q is one of the Normals whose samples are linear in base draws."""
     if isinstance(q, Independent):
         return isinstance(q.base_dist, Normal)
     return isinstance(q, MultivariateNormal | LowRankMultivariateNormal)

@@ -26,7 +26,7 @@ from vi_tutorial import training
 from vi_tutorial._validation import check_count, check_data
 from vi_tutorial.distributions import full_normal
 from vi_tutorial.elbo import LogJoint, draw, elbo, elbo_sticking_the_landing, weigh
-from vi_tutorial.evaluation import pareto_k
+from vi_tutorial.evaluation import effective_sample_size, pareto_k
 from vi_tutorial.families import FullRankNormal
 from vi_tutorial.frozen import Frame, is_normal, noise_dim, reparameterise, standardised_noise
 from vi_tutorial.latents import Latent, Space, Values, examine, unconstrained
@@ -47,6 +47,10 @@ NUM_FRESH = 4000
 """How many fresh draws the reported ELBO and k̂ come from."""
 SETTLED = 0.02
 """The next stage, with twice the draws, follows while a parameter moves by more standard deviations than this."""
+
+
+EQUAL_WEIGHTS = 0.95
+"""Weights worth this share of their number are so nearly equal that the shape of their tail, k̂, says nothing."""
 
 
 class UntrustworthyWarning(UserWarning):
@@ -135,8 +139,9 @@ class Posterior:
         elbo: From fresh draws, nats.
         elbo_standard_error: Of that estimate, nats.
         pareto_k: k̂ of the same draws.
+        effective_sample_size: Of the same draws, as a share of their number.
         drift: By how many posterior standard deviations a mean or a log standard deviation moved, at most, between the
-            last two stages of the fit.
+            last two stages of the fit; after a stochastic fit also by how many the slope would still move a mean.
         restarts: The fresh ELBO of each start, nats, best first.
         seconds: How long the fit took.
 
@@ -151,6 +156,7 @@ class Posterior:
     elbo: float
     elbo_standard_error: float
     pareto_k: float
+    effective_sample_size: float
     drift: float
     restarts: tuple[float, ...]
     seconds: float
@@ -180,7 +186,7 @@ class Posterior:
         """What speaks against the fit, in words; empty when nothing does."""
         threshold = pareto_k_threshold(NUM_FRESH)
         found = []
-        if self.pareto_k > threshold:
+        if self.pareto_k > threshold and self.effective_sample_size < EQUAL_WEIGHTS:
             found.append(
                 f"k̂ = {self.pareto_k:.2f} is above {threshold:.2f}: q misses a tail of the posterior, so importance "
                 "weights, and possibly means and standard deviations, are off. Try a richer family, or another "
@@ -200,7 +206,10 @@ class Posterior:
 
     def __str__(self) -> str:
         mean, stddev = self.mean(), self.stddev()
-        lines = [f"ELBO {self.elbo:.3f} ± {self.elbo_standard_error:.3f} nats,  k̂ {self.pareto_k:.2f}"]
+        lines = [
+            f"ELBO {self.elbo:.3f} ± {self.elbo_standard_error:.3f} nats,  k̂ {self.pareto_k:.2f},  "
+            f"weights worth {self.effective_sample_size:.0%} of their number"
+        ]
         for name, value in mean.items():
             pairs = zip(value.reshape(-1).tolist(), stddev[name].reshape(-1).tolist(), strict=True)
             for index, (centre, spread) in enumerate(pairs):
@@ -459,6 +468,20 @@ def _drift(before: Distribution, after: Distribution) -> float:
     return max(moved.item(), widened.item())
 
 
+def _pull(log_target: LogJoint, q: Distribution, seed: int) -> float:
+    """How far, in standard deviations, the ELBO's slope would still move a mean of a Normal posterior as wide as q.
+
+    A falling learning rate brings the parameters to rest anywhere; this looks at the slope instead.
+    """
+    size = max(1024, 2 * q.event_shape[0])
+    noise = standardised_noise(size, noise_dim(q), seed) if is_normal(q) else size
+    z = reparameterise(q, noise).detach()
+    scale = q.stddev if is_normal(q) else z.std(0)
+    move = torch.zeros_like(scale, requires_grad=True)
+    bound = elbo(weigh(log_target, q, z + scale * move).log_weight)
+    return torch.autograd.grad(bound, move)[0].abs().max().item()
+
+
 def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float, seed: int) -> Posterior:
     """The best fit by fresh draws, with its diagnostics."""
     judged = []
@@ -469,18 +492,20 @@ def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float
             judged.append((elbo(log_weight).item(), log_weight, fit))
     judged.sort(key=lambda row: -row[0])
     value, log_weight, fit = judged[0]
+    sound = bool(log_weight.isfinite().all())
     posterior = Posterior(
         q=fit.q,
         elbo=value,
         elbo_standard_error=log_weight.std().item() / math.sqrt(NUM_FRESH),
-        pareto_k=pareto_k(log_weight).item() if log_weight.isfinite().all() else math.inf,
+        pareto_k=pareto_k(log_weight).item() if sound else math.inf,
+        effective_sample_size=effective_sample_size(log_weight).item() / NUM_FRESH if sound else 0.0,
         drift=fit.drift,
         restarts=tuple(row[0] for row in judged),
         seconds=time.perf_counter() - started,
         space=space,
     )
-    for problem in posterior.problems():
-        warnings.warn(problem, UntrustworthyWarning, stacklevel=3)
+    if problems := posterior.problems():
+        warnings.warn("; ".join(problems), UntrustworthyWarning, stacklevel=3)
     return posterior
 
 
@@ -572,7 +597,8 @@ def fit_posterior_stochastic(
     module = family(space.dim).double()
     _check_family(module(), space.dim)
     frame = Frame(start, torch.ones_like(start))
-    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    # A short memory of squared gradients: the first ones are larger than all that follow by orders of magnitude.
+    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps, eta_min=learning_rate / 100)
     halfway: list[Distribution] = []
 
@@ -594,4 +620,5 @@ def fit_posterior_stochastic(
         )
     with torch.no_grad():
         q = frame.place(module())
-    return _assess([_Fit(q, _drift(halfway[0], q))], whole, space, started, seed)
+    drift = max(_drift(halfway[0], q), _pull(whole, q, seed))
+    return _assess([_Fit(q, drift)], whole, space, started, seed)

@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from vi_tutorial.elbo import LogJoint
 
-__all__ = ["Latent", "Space", "Values", "examine", "unconstrained"]
+__all__ = ["Latent"]
 
 Values = dict[str, Tensor]
 """Latents by name, each ``(num_samples, *shape)``."""
@@ -57,8 +57,8 @@ class Space:
         self.dim = sum(self.sizes.values())
 
     def parts(self, u: Tensor) -> Iterator[tuple[str, Tensor]]:
-        for (name, size), part in zip(self.sizes.items(), u.split(list(self.sizes.values()), -1), strict=True):
-            assert part.shape[-1] == size
+        """Each latent's share of the vector, in the shape its transform takes."""
+        for name, part in zip(self.sizes, u.split(list(self.sizes.values()), -1), strict=True):
             shape = self.transforms[name].inverse_shape(torch.Size(self.latents[name].shape))
             yield name, part.reshape(*u.shape[:-1], *shape)
 
