@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -10,10 +12,13 @@ from pathlib import Path
 import execute
 import lab
 import nbformat
+import numpy as np
 import pytest
 import sync
 import typer
+from matplotlib.figure import Figure
 from nbformat import NotebookNode
+from PIL import Image
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 TWIN = """\
@@ -72,6 +77,19 @@ def rewrite(folder: Path, old: str, new: str) -> None:
     text = twin.read_text(encoding="utf-8")
     assert old in text
     twin.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_stored_picture_is_small_and_looks_the_same():
+    figure = Figure()
+    figure.subplots().plot(np.random.default_rng(0).normal(size=20), color="#D55E00")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    before = base64.b64encode(file.getvalue()).decode()
+    after = execute._smaller(before)
+    assert len(after) < 0.7 * len(before)
+    shades = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), int) for png in (before, after)]
+    assert np.abs(shades[0] - shades[1]).mean() < 0.5  # of 255
+    assert execute._smaller(after) == after
 
 
 def test_execute_stores_outputs_and_nothing_of_this_machine(folder):
