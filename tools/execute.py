@@ -44,8 +44,10 @@ def _tidied(notebook: NotebookNode) -> NotebookNode:
 def _smaller(png: str) -> str:
     """The same picture (base64) with a palette of 256 colours, a third of the size: the history keeps every copy."""
     file = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    picture = Image.open(io.BytesIO(base64.b64decode(png)))
+    if picture.mode == "P":  # it has one already
+        return png
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
     return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
 
 
