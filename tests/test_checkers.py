@@ -139,7 +139,7 @@ def test_samples_that_match(make: Callable[[], Distribution]) -> None:
     samples_match_density(make())
 
 
-@pytest.mark.parametrize("factor", [math.exp(0.5), math.exp(-0.5), 1.1, 0.9, 1.5])
+@pytest.mark.parametrize("factor", [math.exp(0.5), math.exp(-0.5), 1.1, 0.9, 1.5, 2.57, 5.0, 0.2])
 def test_noise_scaled_in_one_place_only_is_caught(factor: float) -> None:
     """A log variance taken for a log scale has the factor e^(½ log σ)."""
     with pytest.raises(CheckFailedError, match="the samples do not follow log_prob"):
