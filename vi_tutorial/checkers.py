@@ -116,9 +116,9 @@ def samples_match_density(q: Distribution, num_samples: int = 20_000) -> None:
     z = q.sample(torch.Size([num_samples])).requires_grad_(True)
     (score,) = torch.autograd.grad(q.log_prob(z).sum(), z)
     flat, score = z.detach().reshape(num_samples, -1), score.reshape(num_samples, -1)
-    width = 0.4 * flat.std(0)
-    for shift in (-1.0, 0.0, 1.0):
-        u = (flat - flat.mean(0)) / width - shift
+    centred, spread = flat - flat.mean(0), flat.std(0)
+    for place, size in ((-0.4, 0.4), (0.0, 0.4), (0.4, 0.4), (0.0, 1.5)):  # in standard deviations
+        u, width = (centred - place * spread) / (size * spread), size * spread
         bump = (-0.5 * u**2).exp()
         for g, slope in ((bump, -u * bump), (u * bump, (1 - u**2) * bump)):
             stein = slope / width + g * score
