@@ -35,6 +35,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from PIL import Image
@@ -288,6 +289,20 @@ def _pixels(words: str, ax: Axes) -> float:
     return width
 
 
+def _draw_gaps(y: int, row: _Row, words: dict[str, str], ax: Axes) -> None:
+    """The segments of one ledger, the mark of its ELBO, and its θ gap below."""
+    ax.plot([row.elbo] * 2, [y - 0.29, y + 0.29], color=COLOURS.q, linewidth=3, zorder=4)
+    for (name, colour), start, end in zip(_GAPS.items(), row, row[1:], strict=False):
+        bar = ax.barh(y, end - start, left=start, height=0.46, color=colour, linewidth=0, gid=name)[0]
+        if end < start:
+            bar.set(facecolor="none", edgecolor=colour, hatch="////")
+        ax.text((start + end) / 2, y, words.get(name, ""), ha="center", va="center", size=10)
+    if row.reference != row.evidence:
+        loss = row.reference - row.evidence
+        ax.barh(y + 0.38, loss, left=row.evidence, height=0.14, color=COLOURS.theta, gid="θ gap")
+        ax.plot([row.reference] * 2, [y + 0.29, y + 0.47], color=COLOURS.theta, linewidth=2.5)
+
+
 def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -> None:
     """Draw gap ledgers as bars: from the ELBO, gap by gap, up to the log evidence.
 
@@ -300,7 +315,7 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
         ledgers: One or more :class:`~vi_tutorial.evaluation.GapLedger`, or objects with the same attributes, in
             nats.
         labels: A name for each.
-        ax: Where to draw; allow 0.8 inches of height for each ledger and 1.2 for the axis.
+        ax: Where to draw, as wide as the page; allow 0.8 inches of height for each ledger and 1.2 for the axis.
 
     Raises:
         ValueError: If there is no ledger, a ledger is not finite or does not add up, or ``labels`` has another
@@ -310,8 +325,8 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
         >>> from vi_tutorial.evaluation import GapLedger
         >>> ax = Figure().subplots()
         >>> ledger_bars([GapLedger(-21.3, 0.4, 1.2, -19.7, None)], ["mean-field q"], ax)
-        >>> [text.get_text() for text in ax.texts]
-        ['log evidence −19.70', 'ELBO −21.30', '0.40', '1.20']
+        >>> [text.get_text() for text in ax.texts if text.get_text()]
+        ['ELBO −21.30', '0.40', '1.20', 'log evidence −19.70']
     """
     if len(ledgers) == 0 or len(ledgers) != len(labels):
         raise ValueError(
@@ -332,24 +347,20 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     ax.ticklabel_format(axis="x", useOffset=False)
+    ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    room = ax.bbox.width
+    ax.xaxis.set_major_locator(MaxNLocator(max(2, int(room // 110))))
     handles = [Patch(color=_GAPS[name], label=name) for name in shown]
     handles += [Patch(color=COLOURS.theta, label="θ gap")] * any(thetas)
     below = ax.transAxes + ScaledTranslation(0, -0.5, ax.figure.dpi_scale_trans)
     if handles:
-        place: dict[str, Any] = {
-            "loc": "upper right",
-            "bbox_to_anchor": (1, 0),
-            "bbox_transform": below,
-            "borderaxespad": 0,
-        }
-        ax.legend(handles=handles, ncols=3, **place)
-    ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+        corner: dict[str, Any] = {"bbox_to_anchor": (1, 0), "bbox_transform": below, "borderaxespad": 0}
+        ax.legend(handles=handles, loc="upper right", ncols=max(1, int(room // 170)), **corner)
 
     # How many pixels a nat may take, so that every label left and right of the bars has room. A gap too narrow for
     # its number moves beside its bar, which may make the next one too narrow: three rounds settle it.
-    room, stub = ax.bbox.width, max(_pixels(words, ax) for words in elbos) + 16
+    stub = max(_pixels(words, ax) for words in elbos) + 16
     notes = [""] * len(rows)
     for _ in range(3):
         scale = (room - stub - 4) / span
@@ -366,35 +377,22 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
             "\n".join(f"{name.removesuffix(' gap')} {_nats(gap[name], decimals)}" for name in names)
             for gap, names in zip(gaps, beside, strict=True)
         ]
-    left, step = low - stub / scale, 8 / scale
+    step = 8 / scale
+    left = low - stub / scale
     ax.set_xlim(left, left + room / scale)
-
+    for y, (row, words) in enumerate(zip(rows, elbos, strict=True)):
+        ax.barh(y, row.elbo - left, left=left, height=0.46, color=_tint(COLOURS.muted, 0.35), gid="ELBO")
+        ax.text(min(row[:3]) - step, y, words, ha="right", va="center", size=10)
+        _draw_gaps(y, row, {name: _nats(gaps[y][name], decimals) for name in shown if name not in beside[y]}, ax)
+        ax.text(max(row[:3]) + step, y, notes[y], va="center", size=10, linespacing=1.1)
+        ax.text(max(row[2:]) + step, y + 0.38, thetas[y], va="center", size=10, color=COLOURS.theta)
     same = np.ptp([row.evidence for row in rows]) < 0.5 * 10.0**-decimals
-    for y, row in enumerate(rows[:1] if same else rows):
+    for y, row in enumerate(rows[:1] if same else rows):  # one line for all, or one for each
         bottom = len(rows) - 0.45 if same else y + 0.5
         ax.plot([row.evidence] * 2, [y - 0.6, bottom], color=COLOURS.evidence, linewidth=2, zorder=5)
         words = f"log evidence {_nats(row.evidence, decimals)}"
-        side = -1 if _pixels(words, ax) * 1.15 < (row.evidence - left) * scale else 1  # bold is wider
-        align: dict[str, Any] = {"ha": "right" if side < 0 else "left", "va": "center", "weight": "bold"}
-        ax.text(row.evidence + side * step, y - 0.45, words, size=10, **align)
-    for y, (row, gap) in enumerate(zip(rows, gaps, strict=True)):
-        ax.barh(y, row.elbo - left, left=left, height=0.46, color=_tint(COLOURS.muted, 0.35), gid="ELBO")
-        ax.plot([row.elbo] * 2, [y - 0.29, y + 0.29], color=COLOURS.q, linewidth=3, zorder=4)
-        ax.text(min(row[:3]) - step, y, elbos[y], ha="right", va="center", size=10)
-        for start, (name, nats) in zip(row, gap.items(), strict=False):
-            bar = ax.barh(y, nats, left=start, height=0.46, color=_GAPS[name], linewidth=0, gid=name)[0]
-            if nats < 0:
-                bar.set(facecolor="none", edgecolor=_GAPS[name], hatch="////")
-            if name in shown and name not in beside[y]:
-                words = _nats(nats, decimals)
-                ax.text(start + nats / 2, y, words, ha="center", va="center", size=10)
-        if notes[y]:
-            ax.text(max(row[:3]) + step, y, notes[y], va="center", size=10, linespacing=1.1)
-        if thetas[y]:
-            loss = row.reference - row.evidence
-            ax.barh(y + 0.38, loss, left=row.evidence, height=0.14, color=COLOURS.theta, gid="θ gap")
-            ax.plot([row.reference] * 2, [y + 0.29, y + 0.47], color=COLOURS.theta, linewidth=2.5)
-            ax.text(max(row[2:]) + step, y + 0.38, thetas[y], va="center", size=10, color=COLOURS.theta)
+        side, ha = (-1, "right") if _pixels(words, ax) * 1.15 < (row.evidence - left) * scale else (1, "left")
+        ax.text(row.evidence + side * step, y - 0.45, words, size=10, weight="bold", ha=ha, va="center")
 
 
 def history(history: History, ax: Axes, evidence: float | None = None) -> None:
