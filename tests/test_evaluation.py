@@ -38,11 +38,12 @@ def test_the_evidence_of_a_batch_within_its_standard_errors() -> None:
     model = LinearGaussian(torch.randn(3, 2), torch.randn(3), torch.tensor(0.8)).requires_grad_(False)
     x = torch.randn(4, 3)
     exact = model.posterior(x)
-    q = diagonal_normal(exact.mean + 0.1, 1.2 * exact.variance.sqrt())
+    loc = (exact.mean + 0.1).requires_grad_()
+    q = diagonal_normal(loc, 1.2 * exact.variance.sqrt())
     estimate = importance_sampling(model.given(x), q, num_samples=20_000)
     for field in estimate:
         assert field.shape == (4,)
-        assert not field.requires_grad
+        assert not field.requires_grad  # though q can learn
     assert estimate.standard_error.max() < 0.03  # or the next line would prove little
     assert ((estimate.log_evidence - model.log_evidence(x)).abs() <= 4.5 * estimate.standard_error).all()
     assert (estimate.effective_sample_size < 20_000).all()

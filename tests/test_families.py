@@ -120,6 +120,15 @@ def test_fixed_keeps_the_names_of_its_parameters_apart() -> None:
     assert prior().stddev.item() == 3
 
 
+def test_a_fixed_distribution_does_not_follow_the_tensor_it_was_given() -> None:
+    loc = torch.zeros(2, requires_grad=True)
+    prior = Fixed(diagonal_normal, loc=loc, scale=torch.ones(2))
+    with torch.no_grad():
+        loc.add_(5)
+    assert prior().mean.tolist() == [0, 0]
+    assert not prior().mean.requires_grad
+
+
 def test_a_bad_fixed_parameter_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="scale"):
         Fixed(diagonal_normal, loc=torch.zeros(2), scale=torch.tensor([1.0, -1.0]))
