@@ -14,7 +14,7 @@ from torch import Tensor
 from vi_tutorial.data import digits, wine
 from vi_tutorial.exercises import Exercise
 
-__all__ = ["chosen_latent_dim", "diagonal_gap", "m_step_weight", "max_log_likelihood", "stale_theta_step"]
+__all__ = ["chosen_latent_dim", "diagonal_gap", "m_step_weight", "stale_theta_step"]
 
 Array = NDArray[np.float64]
 
@@ -61,47 +61,7 @@ stale_theta_step = Exercise(
 )
 
 
-# --- 06.E2: the maximum log-likelihood from the eigenvalues ---
-
-
-def _by_density(eigenvalues: Array, latent_dim: int) -> float:
-    """SciPy's normal density at points that have these eigenvalues, with the model's covariance built in full."""
-    size = len(eigenvalues)
-    ordered = np.sort(np.asarray(eigenvalues))[::-1]
-    rotation = stats.ortho_group(size, seed=0).rvs()
-    noise = ordered[latent_dim:].mean()
-    covariance = rotation @ np.diag(np.r_[ordered[:latent_dim], np.full(size - latent_dim, noise)]) @ rotation.T
-    offsets = np.sqrt(size * ordered)[:, None] * rotation.T
-    points = np.concatenate([offsets, -offsets])
-    return float(stats.multivariate_normal(np.zeros(size), covariance).logpdf(points).mean())
-
-
-def _by_formula(eigenvalues: Array, latent_dim: int, divisor: int | None = None, trace: bool = True) -> float:
-    ordered = np.sort(np.asarray(eigenvalues))[::-1]
-    size = len(ordered)
-    noise = ordered[latent_dim:].sum() / (size - latent_dim if divisor is None else divisor)
-    log_det = np.log(ordered[:latent_dim]).sum() + (size - latent_dim) * np.log(noise)
-    return float(-0.5 * (size * np.log(2 * np.pi) + log_det + size * trace))
-
-
-max_log_likelihood = Exercise(
-    "06.E2",
-    "The maximum of probabilistic PCA's mean log-likelihood, from the eigenvalues of the covariance.",
-    _by_density,
-    (
-        (np.array([4.0, 2.0, 1.0, 0.5]), 1),
-        (np.array([0.2, 3.0, 9.0, 0.4, 0.6]), 2),
-        (np.linspace(1.0, 6.0, 12), 5),
-    ),
-    {
-        "the discarded variance divided by D instead of D − L": lambda e, k: _by_formula(e, k, divisor=len(e)),
-        "the term −D/2 left out": lambda e, k: _by_formula(e, k, trace=False),
-        "the total instead of the mean over dimensions in σ²": lambda e, k: _by_formula(e, k, divisor=1),
-    },
-)
-
-
-# --- 06.E3: the M-step ---
+# --- 06.E2: the M-step ---
 
 
 def _by_least_squares(x: Tensor, means: Tensor, covariance: Tensor) -> Array:
@@ -123,7 +83,7 @@ def _m_step(x: Tensor, means: Tensor, spread: Tensor) -> Tensor:
 
 
 m_step_weight = Exercise(
-    "06.E3",
+    "06.E2",
     "The W that maximises the ELBO of centred data, given the means and the one covariance of q.",
     _by_least_squares,
     (_m_step_case(20, 4, 2, 0), _m_step_case(50, 6, 3, 10), _m_step_case(8, 3, 1, 20)),
@@ -135,7 +95,7 @@ m_step_weight = Exercise(
 )
 
 
-# --- 06.E4: what a diagonal encoder costs ---
+# --- 06.E3: what a diagonal encoder costs ---
 
 
 def _gap_by_search(weight: Tensor, noise_scale: float) -> float:
@@ -165,7 +125,7 @@ def _scaled_gram(weight: Tensor, noise_scale: float) -> Tensor:
 
 
 diagonal_gap = Exercise(
-    "06.E4",
+    "06.E3",
     "The approximation gap of the best diagonal q in probabilistic PCA, from W and σ.",
     _gap_by_search,
     ((_random(5, 2, seed=1), 0.7), (_random(9, 3, seed=2), 1.5), (torch.eye(4, 2, dtype=torch.float64), 1.0)),
@@ -179,7 +139,7 @@ diagonal_gap = Exercise(
 )
 
 
-# --- 06.E5: how many latent dimensions? ---
+# --- 06.E4: how many latent dimensions? ---
 
 
 def _choose_by_sklearn(
@@ -208,7 +168,7 @@ def _study_cases() -> tuple[tuple[Any, ...], ...]:
 
 
 chosen_latent_dim = Exercise(
-    "06.E5",
+    "06.E4",
     "The number of latent dimensions with the highest held-out log-likelihood.",
     _choose_by_sklearn,
     _study_cases(),
