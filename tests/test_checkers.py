@@ -15,6 +15,7 @@ from torch.distributions import (
     ExpTransform,
     Independent,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     TransformedDistribution,
     kl_divergence,
@@ -144,6 +145,19 @@ def test_noise_scaled_in_one_place_only_is_caught(factor: float) -> None:
     """A log variance taken for a log scale has the factor e^(½ log σ)."""
     with pytest.raises(CheckFailedError, match="the samples do not follow log_prob"):
         samples_match_density(Missampled(factor))
+
+
+def test_a_sampler_that_forgets_the_correlation_is_caught() -> None:
+    """Each coordinate by itself is right: N(0, 1). Only the density knows that they belong together."""
+
+    class Uncorrelated(MultivariateNormal):
+        def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            return torch.randn(*sample_shape, 2)
+
+    covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    samples_match_density(MultivariateNormal(torch.zeros(2), covariance))
+    with pytest.raises(CheckFailedError, match="the samples do not follow log_prob"):
+        samples_match_density(Uncorrelated(torch.zeros(2), covariance))
 
 
 def test_a_shifted_sampler_is_caught() -> None:
