@@ -30,7 +30,15 @@ PUBLIC = [
     if not isinstance(getattr(load(module), name), (str, int, float, dict, tuple))
     and (inspect.isroutine(getattr(load(module), name)) or inspect.isclass(getattr(load(module), name)))
 ]
-every_public = pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[f"{m[12:]}.{n}" for m, n in PUBLIC])
+
+
+def over(names: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("module", "name"), names, ids=[f"{m[12:]}.{n}" for m, n in names])
+
+
+every_public = over(PUBLIC)
+every_function = over([(m, n) for m, n in PUBLIC if inspect.isfunction(getattr(load(m), n))])
+every_class = over([(m, n) for m, n in PUBLIC if inspect.isclass(getattr(load(m), n))])
 
 
 @pytest.mark.parametrize("module", NAMES)
@@ -70,11 +78,9 @@ def _has_arguments(value: object) -> bool:
     return bool([p for p in inspect.signature(value).parameters if p != "self"])  # type: ignore[arg-type]
 
 
-@every_public
+@every_function
 def test_functions_state_arguments_and_what_they_return_or_raise(module: str, name: str) -> None:
     value = getattr(load(module), name)
-    if not inspect.isfunction(value):
-        pytest.skip("a class")
     text = inspect.getdoc(value) or ""
     referred = "as for :func:" in text  # the sections stand with the function it refers to
     if _has_arguments(value) and not referred:
@@ -87,24 +93,18 @@ def test_functions_state_arguments_and_what_they_return_or_raise(module: str, na
     assert gives_nothing or referred or "Returns:" in text
 
 
-@every_public
+@every_function
 def test_signatures_are_annotated(module: str, name: str) -> None:
     value = getattr(load(module), name)
-    if not inspect.isfunction(value):
-        pytest.skip("a class")
     signature = inspect.signature(value)
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter.name
 
 
-@every_public
+@every_class
 def test_methods_of_a_class_have_docstrings(module: str, name: str) -> None:
     value = getattr(load(module), name)
-    if not inspect.isclass(value):
-        pytest.skip("a function")
-    if getattr(value, "_is_protocol", False):
-        pytest.skip("a protocol: its attributes are described where they are defined")
     for method, member in vars(value).items():
         if not method.startswith("_") and (inspect.isfunction(member) or isinstance(member, (property, staticmethod))):
             assert inspect.getdoc(getattr(value, method)), f"{name}.{method} has no docstring"

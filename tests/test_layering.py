@@ -30,6 +30,8 @@ FLOORS = {
     "checkers": 3,
     "exercises": 3,
     "museum": 3,
+    "_style": 3,
+    "_motion": 3,
     "plots": 3,
     "_execute": 4,
     "cli": 4,

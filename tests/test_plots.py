@@ -22,7 +22,7 @@ from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vi_tutorial import plots
+from vi_tutorial import _motion, plots
 from vi_tutorial.evaluation import GapLedger
 from vi_tutorial.training import History
 
@@ -418,10 +418,10 @@ def test_frames_of_usual_size_fit_and_too_many_bytes_are_refused(monkeypatch: py
         for colour in (plots.COLOURS.p, plots.COLOURS.q):
             ax.plot(grid, np.sin(grid / 3 + (colour == plots.COLOURS.q) * frame / 3), color=colour)
 
-    monkeypatch.setattr(plots, "_MAX_BYTES", 90_000)  # as if twenty frames had 300 kB
+    monkeypatch.setattr(_motion, "_MAX_BYTES", 90_000)  # as if twenty frames had 300 kB
     result = plots.animate(draw, 6, "waves", name="waves")
     assert len(result.html) + 4 * len(result.png) / 3 <= 90_004
-    monkeypatch.setattr(plots, "_MAX_BYTES", 5_000)
+    monkeypatch.setattr(_motion, "_MAX_BYTES", 5_000)
     with pytest.raises(ValueError, match=r"figsize must be smaller, or num_frames fewer, .* received \(4, 2\) and 5"):
         plots.animate(move_a_line, 5, "a line", name="line", figsize=(4, 2))
 
@@ -471,7 +471,7 @@ def test_slider_shows_the_picture_alone_where_progress_is_off(shown: Shown, monk
 
 def test_slider_shows_the_picture_alone_without_widgets(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VI_TUTORIAL_PROGRESS", raising=False)
-    monkeypatch.setattr(plots, "_widgets", lambda: None)
+    monkeypatch.setattr(_motion, "_widgets", lambda: None)
     plots.slider(lambda fig, mean: fig.suptitle(f"{mean}"), mean=(-1.0, 1.0, 0.5))
     assert [type(value) for value in shown] == [Figure]
 

@@ -20,7 +20,7 @@ from torch.distributions import (
 from vi_tutorial._validation import check_count
 from vi_tutorial.distributions import diagonal_normal, full_normal
 
-__all__ = ["standardised_noise"]
+__all__ = ["Frame", "is_normal", "noise_dim", "reparameterise", "standardised_noise"]
 
 
 def standardised_noise(num_draws: int, dim: int, seed: int = 0) -> Tensor:
@@ -66,23 +66,71 @@ def standardised_noise(num_draws: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def noise_dim(q: Distribution) -> int:
-    """How many base draws one sample of a Normal q takes: its dimension, and the rank of a low-rank part."""
+    """How many base draws one sample of a Normal q takes: its dimension, and the rank of a low-rank part.
+
+    Args:
+        q: A Normal, ``event_shape`` ``(dim,)``.
+
+    Returns:
+        ``dim``, or ``dim + rank``.
+
+    Example:
+        >>> noise_dim(LowRankMultivariateNormal(torch.zeros(5), torch.ones(5, 2), torch.ones(5)))
+        7
+    """
     return q.event_shape[0] + (q.cov_factor.shape[-1] if isinstance(q, LowRankMultivariateNormal) else 0)
 
 
 def is_normal(q: Distribution) -> bool:
-    """Whether q is one of the Normals whose samples are linear in base draws."""
+    """Whether q is one of the Normals whose samples are linear in base draws.
+
+    Args:
+        q: Any distribution.
+
+    Returns:
+        True for a diagonal, a full and a low-rank Normal.
+
+    Example:
+        >>> is_normal(diagonal_normal(torch.zeros(2), torch.ones(2)))
+        True
+    """
     if isinstance(q, Independent):
         return isinstance(q.base_dist, Normal)
     return isinstance(q, MultivariateNormal | LowRankMultivariateNormal)
 
 
 def reparameterise(q: Distribution, noise: Tensor | int) -> Tensor:
-    """Samples of q from frozen noise: base draws for a Normal; for any other q their number, from a fixed seed."""
+    r"""Samples of q as a deterministic, differentiable function of its parameters.
+
+    .. math:: z_k = \mu + L \epsilon_k
+
+    for a Normal; any other q is sampled with a fixed seed, and the global random state is left alone.
+
+    Args:
+        q: A distribution with ``rsample``, ``batch_shape`` ``()``.
+        noise: For a Normal (:func:`is_normal`) its base draws, shape ``(num_draws, noise_dim(q))``; else how many
+            samples to draw.
+
+    Returns:
+        Shape ``(num_draws, dim)``.
+
+    Raises:
+        ValueError: If base draws are given for a q that is no Normal, or have another shape.
+
+    Example:
+        >>> q = diagonal_normal(torch.ones(1), torch.tensor([2.0]))
+        >>> reparameterise(q, torch.tensor([[-1.0], [1.0]])).flatten()
+        tensor([-1.,  3.])
+    """
     if isinstance(noise, int):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return q.rsample(torch.Size([noise]))
+    if not is_normal(q) or noise.ndim != 2 or noise.shape[1] != noise_dim(q):
+        raise ValueError(
+            f"noise must be base draws (num_draws, noise_dim(q)) of a Normal q; received shape {tuple(noise.shape)} "
+            f"for {type(q).__name__} over {tuple(q.event_shape)}"
+        )
     if isinstance(q, LowRankMultivariateNormal):
         dim = q.event_shape[0]
         return q.loc + noise[:, dim:] @ q.cov_factor.mT + noise[:, :dim] * q.cov_diag.sqrt()
@@ -92,10 +140,21 @@ def reparameterise(q: Distribution, noise: Tensor | int) -> Tensor:
 
 
 class Frame(NamedTuple):
-    """Coordinates in which the posterior is about a standard Normal: u = shift + scale v."""
+    """Coordinates v in which the posterior is about a standard Normal: ``u = shift + scale v``.
 
-    shift: Tensor  # (dim,)
-    scale: Tensor  # (dim,), or lower-triangular (dim, dim)
+    Attributes:
+        shift: Shape ``(dim,)``.
+        scale: Shape ``(dim,)``, or lower-triangular ``(dim, dim)``.
+
+    Example:
+        >>> frame = Frame(torch.tensor([5.0]), torch.tensor([3.0]))
+        >>> q = frame.place(diagonal_normal(torch.ones(1), torch.tensor([2.0])))
+        >>> q.mean.item(), q.stddev.item()
+        (8.0, 6.0)
+    """
+
+    shift: Tensor
+    scale: Tensor
 
     def place(self, v: Distribution) -> Distribution:
         """The distribution of u for that of v, of the same kind."""

@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from vi_tutorial.elbo import LogJoint
 
-__all__ = ["Latent"]
+__all__ = ["Latent", "Space", "examine", "unconstrained"]
 
 Values = dict[str, Tensor]
 """Latents by name, each ``(num_samples, *shape)``."""
@@ -35,7 +35,20 @@ class Latent(NamedTuple):
 
 
 class Space:
-    """The map between named latents and one unconstrained vector, with its log Jacobian."""
+    """The map between named latents and one unconstrained vector, with its log Jacobian.
+
+    Args:
+        latents: For each name a constraint of ``torch.distributions.constraints``, or a :class:`Latent`.
+
+    Raises:
+        TypeError: If a value is no constraint.
+        ValueError: If there is no latent, or one has no bijection to the real line.
+
+    Example:
+        >>> space = Space({"a": constraints.real, "scale": constraints.positive})
+        >>> space.constrain(torch.zeros(1, 2))
+        {'a': tensor([0.]), 'scale': tensor([1.])}
+    """
 
     def __init__(self, latents: Mapping[str, Latent | Any]) -> None:
         if not latents:
@@ -95,7 +108,23 @@ class Space:
 
 
 def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoint:
-    """The log joint of the unconstrained vector: the user's, plus the log Jacobian."""
+    r"""The log joint of the unconstrained vector u: the user's, plus the log Jacobian.
+
+    .. math:: \log p(x, u) = \log p(x, z(u)) + \log \left| \frac{dz}{du} \right|
+
+    Args:
+        log_joint: From named latents, each with the samples first, to one number per sample, in nats.
+        space: The map from u to the latents.
+
+    Returns:
+        A function from ``(num_samples, dim)`` to ``(num_samples,)``, in nats. It raises ``ValueError`` where
+        ``log_joint`` does not return one number per sample.
+
+    Example:
+        >>> space = Space({"scale": constraints.positive})
+        >>> unconstrained(lambda z: -z["scale"], space)(torch.zeros(1, 1))  # at u = 0: −1 + log e⁰
+        tensor([-1.])
+    """
 
     def log_target(u: Tensor) -> Tensor:
         z = space.constrain(u)
@@ -113,7 +142,21 @@ def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoi
 
 
 def examine(log_joint: Callable[[Values], Tensor], space: Space, start: Tensor) -> None:
-    """Try the user's function around the start, and say what is wrong with it before anything is fitted."""
+    """Try a log joint around the start, and say what is wrong with it before anything is fitted.
+
+    Args:
+        log_joint: As for :func:`unconstrained`.
+        space: As for :func:`unconstrained`.
+        start: An unconstrained vector, shape ``(dim,)``.
+
+    Raises:
+        ValueError: If ``log_joint`` returns another shape, refuses values that the constraints allow, is not finite,
+            mixes samples, or ignores a latent.
+
+    Example:
+        >>> space = Space({"a": constraints.real, "b": constraints.real})
+        >>> examine(lambda z: -z["a"] ** 2 - z["b"] ** 2, space, torch.zeros(2))
+    """
     generator = torch.Generator().manual_seed(0)
     u = start + 0.1 * torch.randn(3, space.dim, dtype=torch.float64, generator=generator)
     u[0] = start
