@@ -100,7 +100,9 @@ class Exercise:
         got, want = _array(result), _array(rule(*self.cases[index]))
         if got is None or want is None or got.shape != want.shape:
             return False
-        return bool((np.abs(got - want) <= self.tolerance * np.maximum(1.0, np.abs(want))).all())
+        with np.errstate(invalid="ignore"):  # ∞ − ∞: two infinities of one sign are equal
+            close = np.abs(got - want) <= self.tolerance * np.maximum(1.0, np.abs(want))
+        return bool((close | (got == want)).all())
 
 
 def _array(value: Any) -> np.ndarray[Any, np.dtype[np.float64]] | None:
