@@ -129,6 +129,20 @@ def test_the_tolerance_is_relative_above_one_and_absolute_below() -> None:
         assert exercise.verdict(scale + 1.1 * allowed).status == "wrong"
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mistake_that_is_not_finite_is_named_too(bad: float) -> None:
+    """0 log 0, a division by zero: the learner's NaN is just what that mistake gives."""
+    exercise = Exercise(
+        "01.E9", "t", lambda x: x, ((0.0,), (1.0,)), {"bad": lambda x: x if x else bad, "b": lambda x: 9}
+    )
+    assert exercise.verdict(lambda x: x if x else bad).message == "not yet: this is what one gets with bad"
+    assert exercise.verdict(bad).status == "wrong"
+    assert (
+        exercise.verdict(lambda x: x if x else 5.0).message
+        == "not yet: for arguments (0.0) the answer is 5, and should be 0"
+    )
+
+
 def test_check_shows_one_line(exercise: Exercise, capsys: pytest.CaptureFixture[str]) -> None:
     assert exercise.check(lambda x: x.square().sum()) is None
     exercise.check(None)
