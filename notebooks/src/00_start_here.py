@@ -192,14 +192,15 @@ print(evaluation.gap_ledger(before, best, best))
 # | | **Part I: the model is known** | |
 # | 01 | [The ELBO](01_the_elbo.ipynb) | What do we maximise when the posterior is out of reach, and why is it a bound? |
 # | 02 | [A fixed Gaussian joint](02_a_fixed_gaussian_joint.ipynb) | What does an approximation that ignores correlation get right, and what wrong? |
+# | 03 | [Gradients from samples](03_gradients_from_samples.ipynb) | How do we climb a bound that we can only sample, and which way is steadiest? |
+# | 04 | [VI on your own model](04_vi_on_your_own_model.ipynb) | How do I fit my own model, and when should I not trust the answer? |
 # | | **Part II: its form is known, its parameters are not** | |
 # | 06 | [Learning θ and φ together](06_learning_theta_and_phi.ipynb) | Does raising the ELBO raise the likelihood? |
 # | | **Part III: the form is unknown** | |
 # | 10 | [The variational autoencoder](10_the_variational_autoencoder.ipynb) | How do VAEs really work? |
 #
-# The numbers leave room for the chapters still being written: gradients from samples, VI on your own model, EM, what a
-# simple $q$ does to $\theta$, encoders, likelihoods from networks, evaluation, and Part IV, *what breaks, and what
-# mends it*.
+# The numbers leave room for the chapters still being written: EM, what a simple $q$ does to $\theta$, encoders,
+# likelihoods from networks, evaluation, and Part IV, *what breaks, and what mends it*.
 #
 # **For whom.** You know calculus, the normal distribution and a little PyTorch; you have not met variational
 # inference. If you teach: each chapter fills about 90 minutes. If you doubt: change a line, and run the check below it.
