@@ -6,10 +6,18 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import threadpoolctl
 import torch
 
 os.environ.setdefault("VI_TUTORIAL_PROGRESS", "off")
 torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """For NumPy and SciPy too, in this process alone: neighbours under ``pytest -n`` have the other cores."""
+    with threadpoolctl.threadpool_limits(limits=1):
+        yield
 
 
 @pytest.fixture(autouse=True)
