@@ -41,6 +41,7 @@ kl_categorical = Exercise(
         "logarithms to base 2: that is in bits": lambda q, p: _kl_terms(q, p).sum() / math.log(2),
         "a mean over the outcomes where a sum belongs": lambda q, p: _kl_terms(q, p).mean(),
         "the cross-entropy: E_q[log q] is missing": lambda q, p: -(q * p.log()).sum(),
+        "an outcome that q never produces, where 0 · log 0 should count as 0": lambda q, p: (q * (q / p).log()).sum(),
     },
 )
 
