@@ -281,10 +281,10 @@ assert formula.min() > 0  # and no other pair reaches zero
 # Their sum is fixed, so raising the one lowers the other by the same number of nats: **maximise the ELBO, and $q$ moves
 # to the posterior**. At the top there are two prizes, the posterior and its evidence. We never integrated.
 #
-# You may object that $\mathbb{E}_q$ is an integral too, and so was (01.4), which failed. Look where the logarithm stands.
-# (01.4) averages *weights*, and when these differ by factors of $e^{20}$ their mean hangs on the one sample in 500 million
-# that you did not draw. $\mathcal{L}$ averages their *logarithms*, and those differ by 20: a handful of samples will do. That is
-# the bargain. We give up the truth for a bound, and get a bound that can be had.
+# You may object that $\mathbb{E}_q$ is an integral too, and so was (01.4), which failed. Look where the logarithm
+# stands. (01.4) averages *weights*, and when these differ by factors of $e^{20}$ their mean hangs on the one sample in
+# 500 million that you did not draw. $\mathcal{L}$ averages their *logarithms*, and those differ by 20: a few hundred
+# samples pin their mean down. That is the bargain. We give up the truth for a bound, and get a bound that can be had.
 #
 # **By Jensen.** There is an older road, which starts from the integral. Multiply and divide by $q$, then use that a
 # logarithm is concave, so that the log of a mean is at least the mean of the logs (Jensen's inequality):
@@ -292,9 +292,9 @@ assert formula.min() > 0  # and no other pair reaches zero
 # $$\log p(x) = \log \int q(z) \, \frac{p(x, z)}{q(z)} \, dz = \log \mathbb{E}_q\left[ \frac{p(x, z)}{q(z)} \right] \ge
 # \mathbb{E}_q\left[ \log \frac{p(x, z)}{q(z)} \right] = \mathcal{L}(q). \tag{01.11}$$
 #
-# (If $q$ leaves out a region, the first step turns into $\ge$, and the bound stands.) This road is shorter, and shows less: it
-# says that something is lost but not what. Yet it shows where a *tighter*
-# bound might come from (average some weights before taking the log: chapter 14). Keep both.
+# (If $q$ leaves out a region, the first step turns into $\ge$, and the bound stands.) This road is shorter, and shows
+# less: it says that something is lost but not what. Yet it shows where a *tighter* bound might come from (average some
+# weights before taking the log: chapter 14). Keep both.
 #
 # ### Three readings of one number
 #
@@ -346,8 +346,8 @@ assert torch.allclose(estimate, in_the_open)
 #
 # For the coin all pieces have closed forms. With $\psi$ the digamma function,
 # $\mathbb{E}[\log z] = \psi(c) - \psi(c + d)$ under a Beta$(c, d)$, and likewise for $1 - z$. And because prior and
-# likelihood are both powers of $z$ and $1 - z$, so is the posterior: Beta$(2 + 1, 2 + 19)$. (Prior and likelihood that fit
-# together like this are called *conjugate*; this pair is the Beta–Bernoulli model.)
+# likelihood are both powers of $z$ and $1 - z$, so is the posterior: Beta$(2 + 1, 2 + 19)$. (Prior and likelihood that
+# fit together like this are called *conjugate*; this pair is the Beta–Bernoulli model.)
 
 # %%
 prior, posterior = Beta(2.0, 2.0), Beta(2.0 + hits, 2.0 + D - hits)
@@ -730,10 +730,10 @@ with plots.style():
     ax.legend(loc="lower left")
 
 # %% [markdown]
-# In this example there is no difference to speak of far from the posterior. Near it, the "more exact" estimate keeps its noise, and the
-# one that samples *everything* loses all of it: the randomness of $\log p(x, z)$ and of $\log q(z)$ cancels, sample by
-# sample, and (01.14) says why. Replace one of the two by its mean and nothing is left to cancel against. A small fact
-# with a long reach: chapter 03 makes a gradient estimator of it.
+# In this example there is no difference to speak of far from the posterior. Near it, the "more exact" estimate keeps
+# its noise, and the one that samples *everything* loses all of it: the randomness of $\log p(x, z)$ and of $\log q(z)$
+# cancels, sample by sample, and (01.14) says why. Replace one of the two by its mean and nothing is left to cancel
+# against. A small fact with a long reach: chapter 03 makes a gradient estimator of it.
 #
 # ## The other direction
 #
@@ -1116,15 +1116,15 @@ with plots.style():
 
 # %% [markdown]
 # With the posterior, the integer grows by the same amount each time, whichever $z$ the other file happened to choose:
-# (01.14) again, now in bits. Any other $q$ pays its KL, message after message; with the prior the file is even longer than
-# twenty flips written down one by one. So the gap is not an abstraction: it is disk space. One nat is
+# (01.14) again, now in bits. Any other $q$ pays its KL, message after message; with the prior the file is even longer
+# than twenty flips written down one by one. So the gap is not an abstraction: it is disk space. One nat is
 # $1/\log 2 = 1.44$ bits.
 #
 # ## Two mistakes people make
 #
 # **"My ELBO is above the log evidence, so there is a bug" — or worse, "so I have a record."** The bound holds for the
-# expectation. A *single sample* is above the evidence whenever it falls where $q(z) < p(z \mid x)$, and a normal $q$ that
-# is not the posterior has such places. For the stiff $q$ of our ledger, 4.5 nats below the evidence, how often do
+# expectation. A *single sample* is above the evidence whenever it falls where $q(z) < p(z \mid x)$, and a normal $q$
+# that is not the posterior has such places. For the stiff $q$ of our ledger, 4.5 nats below the evidence, how often do
 # you expect it?
 
 # %%
