@@ -7,13 +7,13 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.optimize import brentq
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vi_tutorial.exercises import Exercise
 
-__all__ = ["block_gap", "cavi_sweep", "largest_step", "mean_field_scale"]
+__all__ = ["block_gap", "block_sweep", "correlation_for", "largest_step"]
 
 
 def _precision(dim: int, seed: int) -> Tensor:
@@ -27,27 +27,25 @@ def _vector(dim: int, seed: int) -> Tensor:
     return torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _conditional_scale(precision: Tensor) -> Tensor:
-    """Standard deviation of each coordinate given all others, from the covariance by Schur complements."""
-    covariance = np.linalg.inv(precision.numpy())
-    scales = []
-    for i in range(len(covariance)):
-        rest = np.delete(np.arange(len(covariance)), i)
-        explained = covariance[i, rest] @ np.linalg.solve(covariance[np.ix_(rest, rest)], covariance[rest, i])
-        scales.append(math.sqrt(covariance[i, i] - explained))
-    return torch.tensor(scales, dtype=torch.float64)
+def _correlation_by_root(share: float) -> float:
+    """Where the inverse of a 2 × 2 correlation matrix gives the share, found by root search."""
+
+    def excess(rho: float) -> float:
+        precision = np.linalg.inv(np.array([[1.0, rho], [rho, 1.0]]))
+        return 1 / math.sqrt(precision[0, 0]) - share
+
+    return float(brentq(excess, 0.0, 1 - 1e-9, xtol=1e-13))
 
 
-mean_field_scale = Exercise(
+correlation_for = Exercise(
     "02.E1",
-    "The standard deviations of the mean-field q that maximises the ELBO, from the posterior's precision matrix.",
-    _conditional_scale,
-    tuple((_precision(dim, seed),) for dim, seed in ((1, 0), (2, 1), (5, 2))),
+    "The correlation at which the best mean-field q reports a given share of the exact standard deviations.",
+    _correlation_by_root,
+    ((0.5,), (0.1,), (0.95,)),
     {
-        "the marginal standard deviations of the posterior": lambda precision: precision.inverse().diagonal().sqrt(),
-        "the variances (take the root)": lambda precision: 1 / precision.diagonal(),
-        "the precisions (invert them)": lambda precision: precision.diagonal(),
-        "the roots of the precisions (invert them)": lambda precision: precision.diagonal().sqrt(),
+        "the share of the variance (the square is missing)": lambda share: math.sqrt(1 - share),
+        "1 − share²: that is ρ² (take the root)": lambda share: 1 - share**2,
+        "1 − share": lambda share: 1 - share,
     },
 )
 
@@ -60,43 +58,51 @@ def _product_gap(matrix: Tensor) -> Tensor:
     return matrix.diagonal().log().sum() - torch.logdet(matrix)
 
 
-def _gauss_seidel(precision: Tensor, h: Tensor, mean: Tensor) -> NDArray[np.float64]:
-    """The whole sweep as one triangular solve."""
-    matrix, right = precision.numpy(), h.numpy() - np.triu(precision.numpy(), 1) @ mean.numpy()
-    return np.asarray(solve_triangular(np.tril(matrix), right, lower=True))
+def _block_triangle(precision: Tensor, h: Tensor, mean: Tensor, blocks: list[list[int]]) -> NDArray[np.float64]:
+    """The whole sweep as one linear solve: what is new stands left of the equals sign, what is old right of it."""
+    turn = np.empty(len(mean), dtype=int)
+    for k, block in enumerate(blocks):
+        turn[block] = k
+    matrix = precision.numpy()
+    new = np.where(turn[None] <= turn[:, None], matrix, 0.0)
+    return np.asarray(np.linalg.solve(new, h.numpy() - (matrix - new) @ mean.numpy()))
 
 
-def _all_at_once(precision: Tensor, h: Tensor, mean: Tensor) -> Tensor:
-    return mean + (h - precision @ mean) / precision.diagonal()
-
-
-def _itself_counted(precision: Tensor, h: Tensor, mean: Tensor) -> Tensor:
+def _sweep(precision: Tensor, h: Tensor, mean: Tensor, blocks: list[list[int]], sign: float, own: bool) -> Tensor:
+    """A sweep that may add the others' pull, or count the block's own mean among the others."""
     mean = mean.clone()
-    for i in range(len(mean)):
-        mean[i] = (h[i] - precision[i] @ mean) / precision[i, i]
+    for block in blocks:
+        others = [j for j in range(len(mean)) if own or j not in block]
+        pull = precision[block][:, others] @ mean[others]
+        mean[block] = torch.linalg.solve(precision[block][:, block], h[block] - sign * pull)
     return mean
 
 
-def _plus(precision: Tensor, h: Tensor, mean: Tensor) -> Tensor:
-    mean = mean.clone()
-    for i in range(len(mean)):
-        mean[i] = (h[i] + precision[i] @ mean - precision[i, i] * mean[i]) / precision[i, i]
-    return mean
+def _all_at_once(precision: Tensor, h: Tensor, mean: Tensor, blocks: list[list[int]]) -> Tensor:
+    new = mean.clone()
+    for block in blocks:
+        new[block] += torch.linalg.solve(precision[block][:, block], (h - precision @ mean)[block])
+    return new
 
 
-cavi_sweep = Exercise(
+block_sweep = Exercise(
     "02.E2",
-    "The means of a mean-field q after one sweep of coordinate ascent, factor after factor.",
-    _gauss_seidel,
+    "The means after one sweep of coordinate ascent, block after block, for a q with a full Normal on each block.",
+    _block_triangle,
     tuple(
-        (_precision(dim, seed), _vector(dim, seed), _vector(dim, seed + 50)) for dim, seed in ((2, 6), (3, 7), (8, 8))
+        (_precision(dim, seed), _vector(dim, seed), _vector(dim, seed + 50), blocks)
+        for dim, seed, blocks in ((3, 6, [[0, 1], [2]]), (5, 7, [[4, 1], [0, 3], [2]]), (3, 8, [[0], [1], [2]]))
     ),
     {
-        "all factors updated at once from the old means": _all_at_once,
-        "the factor's own mean left in the sum over the others": _itself_counted,
-        "a plus where the others' pull is subtracted": _plus,
-        "only the last factor updated": lambda precision, h, mean: torch.cat(
-            [mean[:-1], _all_at_once(precision, h, mean)[-1:]]
+        "all blocks updated at once from the old means": _all_at_once,
+        "one coordinate after the other, the blocks ignored": lambda precision, h, mean, blocks: _sweep(
+            precision, h, mean, [[i] for i in range(len(mean))], 1, False
+        ),
+        "the block's own mean left in the sum over the others": lambda precision, h, mean, blocks: _sweep(
+            precision, h, mean, blocks, 1, True
+        ),
+        "a plus where the others' pull is subtracted": lambda precision, h, mean, blocks: _sweep(
+            precision, h, mean, blocks, -1, False
         ),
     },
 )
@@ -121,14 +127,17 @@ def _top_scaled(precision: Tensor) -> Tensor:
 
 largest_step = Exercise(
     "02.E3",
-    "The natural-gradient step below which updating all factors at once still converges.",
+    "The natural-gradient step below which updating all factors at once converges, from converged variances.",
     _by_bisection,
-    tuple((_precision(dim, seed),) for dim, seed in ((2, 9), (4, 10), (10, 11))),
+    tuple((_precision(dim, seed),) for dim, seed in ((2, 9), (4, 10), (5, 4), (10, 11))),
     {
         "the scaling by the diagonal forgotten: the limit of plain gradient ascent on the means": lambda precision: (
             2 / torch.linalg.eigvalsh(precision)[-1]
         ),
         "1/λ instead of 2/λ: the step that never overshoots": lambda precision: 1 / _top_scaled(precision),
+        "the first eigenvalue in the list, which need not be the largest": lambda precision: (
+            2 / torch.linalg.eigvals(precision / precision.diagonal()[:, None])[0].real
+        ),
         "the smallest eigenvalue instead of the largest": lambda precision: (
             2 / torch.linalg.eigvals(precision / precision.diagonal()[:, None]).real.min()
         ),
