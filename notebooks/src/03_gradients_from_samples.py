@@ -1048,7 +1048,7 @@ plots.slider(draw_snr, figsize=(6.4, 3.3), log_px=(-100.0, 0.0, -50.0), sigma=(0
 # Noise matters for what it does to an optimiser. Below, 20 climbers start at the same wrong place,
 # $\mu = -2.5$, $\sigma = 0.5$, for the posterior $\mathcal{N}(0, 1)$ with $\log p(x) = -4$. Each climbs by plain
 # gradient ascent with a step of 0.08 and $K = 4$ samples a step. (Both coordinates are clipped to lie between −6 and
-# 3, which only the wildest climbers notice.) The contours are the exact
+# 3; only climbers with the plain score function ever get there.) The contours are the exact
 # $\mathcal{L} = \log p(x) - \frac12 (\mu^2 + \sigma^2 - 1) + \log \sigma$. Before you press Play: which two swarms will
 # shrink to a point?
 
