@@ -401,3 +401,14 @@ def test_log_sum_exp_of_the_tests_own_oracle() -> None:
     """The oracle above exponentiates; SciPy's log-sum-exp says the same."""
     assert np.allclose(power_mean(LOG_WEIGHTS, 2), (logsumexp(2 * LOG_WEIGHTS, axis=0) - math.log(4)) / 2, atol=1e-14)
     assert kl_divergence(reference_q(), Normal(torch.tensor(0.0), torch.tensor(1.0))).item() == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [1e-8, 1e-6, -1e-6, 1e-4, 9.9e-4, 1.01e-3, -1e-2])
+def test_renyi_next_to_the_elbo_loses_no_digits(dtype: torch.dtype, power: float) -> None:
+    log_weight = torch.tensor([-3.0, -1.0, 0.5, 2.0], dtype=dtype)
+    first, second = log_weight.double().mean(), log_weight.double().var(correction=0)
+    third = ((log_weight.double() - first) ** 3).mean()
+    expansion = first + power * second / 2 + power**2 * third / 6  # the cumulants of log w
+    tolerance = 2e-4 if dtype is torch.float32 else 1e-6
+    assert renyi(log_weight, 1 - power).item() == pytest.approx(expansion.item(), abs=tolerance)

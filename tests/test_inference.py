@@ -17,6 +17,7 @@ from torch.distributions import (
     Dirichlet,
     Exponential,
     Gamma,
+    HalfCauchy,
     Independent,
     MultivariateNormal,
     Normal,
@@ -325,6 +326,35 @@ def test_a_fit_that_has_not_settled_says_so() -> None:
     target = Normal(torch.tensor(100.0).double(), torch.tensor(1.0).double())
     with pytest.warns(UntrustworthyWarning, match="has not settled"):
         fit_posterior_stochastic(lambda z: target.log_prob(z["a"]), {"a": REAL}, num_steps=200)
+
+
+def test_a_posterior_that_does_not_exist_is_noticed() -> None:
+    """A Half-Cauchy scale on the logarithmic axis without its log Jacobian: constant towards minus infinity."""
+    with pytest.warns(UntrustworthyWarning, match="run away.*no finite integral.*log Jacobian"):
+        fit_posterior(lambda z: HalfCauchy(5.0).log_prob(z["log_scale"].exp()), {"log_scale": REAL})
+
+
+def test_a_log_joint_without_curvature_is_met_calmly() -> None:
+    with pytest.warns(UntrustworthyWarning, match="run away"):
+        fit_posterior(lambda z: -z["a"], {"a": REAL})  # improper
+    exponential = quiet(fit_posterior, lambda z: -2 * z["a"], {"a": constraints.positive})
+    assert exponential.mean()["a"].item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_covariance_that_cannot_be_factorised_sends_the_line_search_back() -> None:
+    calls = [0]
+
+    class Fragile(families.MeanFieldNormal):
+        def forward(self, x: Tensor | None = None) -> Independent:
+            calls[0] += 1
+            if calls[0] == 4:
+                raise torch.linalg.LinAlgError("not positive definite")
+            return super().forward(x)
+
+    target = Normal(torch.tensor(3.0).double(), torch.tensor(2.0).double())
+    posterior = quiet(fit_posterior, lambda z: target.log_prob(z["a"]), {"a": REAL}, family=Fragile)
+    assert calls[0] > 4
+    assert posterior.elbo == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_report_names_latents_and_the_limits_of_its_verdict() -> None:

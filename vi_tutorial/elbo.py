@@ -306,6 +306,10 @@ def renyi(log_weight: Tensor, alpha: float) -> Tensor:
     if alpha == 1:
         return elbo(log_weight)
     power = 1 - alpha
+    if abs(power) < 1e-3 and bool(log_weight.isfinite().all()):
+        # Next to the ELBO the logarithm of the mean is a small number: take it without cancellation.
+        centre = log_weight.mean(0)
+        return centre + (power * (log_weight - centre)).expm1().mean(0).log1p() / power
     return ((power * log_weight).logsumexp(0) - math.log(len(log_weight))) / power
 
 

@@ -28,7 +28,7 @@ def standardised_noise(num_draws: int, dim: int, seed: int = 0) -> Tensor:
 
     Antithetic pairs of scrambled Sobol points, then whitened. With them the Monte Carlo ELBO of a Normal q and a
     quadratic log joint is exact. They need :math:`K \ge 2 \cdot \text{dim}`: K antithetic draws span at most
-    :math:`K / 2` directions, and in a direction they do not span a full-rank q could shrink for nothing.
+    :math:`K / 2` directions, and in a direction they do not span a full-rank q could grow for nothing.
 
     Args:
         num_draws: K, even, at least ``2 * dim``.
