@@ -138,6 +138,13 @@ def test_k_alarms_for_a_q_with_lighter_tails_than_the_posterior() -> None:
     assert wide.pareto_k.item() < 0.3
 
 
+@pytest.mark.parametrize("spread", [1e3, 1e5, 1e9])
+def test_k_alarms_however_far_apart_the_weights_are(spread: float) -> None:
+    """The reference underflows, and returns a small k."""
+    log_weight = spread * torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert pareto_k(log_weight).item() > 10
+
+
 def test_k_of_each_column_is_its_own_and_does_not_feel_a_constant() -> None:
     log_weight = torch.randn(500, 2, 3) * torch.tensor([0.1, 1.0, 3.0])
     k = pareto_k(log_weight)

@@ -125,7 +125,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     The largest weights are fitted by a generalised Pareto distribution of shape k; moments of order
     :math:`1/k` and above do not exist if :math:`k > 0`. Estimates are unreliable above
     :math:`\min(1 - 1/\log_{10} K, 0.7)`. k̂ can alarm but never certify: it sees only where q has put its samples.
-    Weights that do not vary, up to rounding, have no tail: k̂ is then :math:`-\infty`.
+    Weights that do not vary, up to rounding, have no tail: k̂ is then :math:`-\infty`. Where they vary so much that most
+    of the tail is lost to rounding beside the largest, it is :math:`+\infty`.
 
     Args:
         log_weight: Shape ``(num_samples, *batch)``, finite, at least 25 samples, nats.
@@ -153,9 +154,16 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     rounding = 1e-9 * np.maximum(1.0, np.abs(flat).max(0))
     varies = np.ptp(flat, axis=0) > rounding
     k = np.full(flat.shape[1], -np.inf)
-    if varies.any():
-        # psislw takes log likelihoods, whose weights for leave-one-out are their reciprocals: hence the sign.
-        k[varies] = array_stats.psislw(-flat[:, varies].T)[1]
+    # Beside a weight e^600 times larger the lower tail underflows, and the reference would return a small k.
+    num_tail = math.ceil(min(0.2 * len(flat), 3 * math.sqrt(len(flat))))
+    underflows = flat.max(0) - np.sort(flat, axis=0)[-num_tail + num_tail // 4] > 600
+    k[underflows] = np.inf
+    measured = varies & ~underflows
+    if measured.any():
+        # psislw takes log likelihoods, whose weights for leave-one-out are their reciprocals: hence the sign. It warns
+        # where it overflows in smoothing the weights, which are not used.
+        with np.errstate(all="ignore"):
+            k[measured] = array_stats.psislw(-flat[:, measured].T)[1]
     return torch.as_tensor(k, dtype=log_weight.dtype).reshape(log_weight.shape[1:])
 
 
