@@ -49,6 +49,8 @@ SETTLED = 0.02
 """The next stage, with twice the draws, follows while a parameter moves by more standard deviations than this."""
 
 
+RUN_AWAY = 10.0
+"""A standard error of the ELBO, in nats, that no fit has which found a posterior."""
 EQUAL_WEIGHTS = 0.95
 """Weights worth this share of their number are so nearly equal that the shape of their tail, k̂, says nothing."""
 
@@ -71,7 +73,9 @@ def _curvature(log_target: LogJoint, u: Tensor) -> tuple[Tensor, Tensor, Tensor]
     rows = u.detach().expand(dim, dim).clone().requires_grad_(True)
     value = log_target(rows)
     (gradient,) = torch.autograd.grad(value.sum(), rows, create_graph=True)
-    (hessian,) = torch.autograd.grad(gradient.diagonal().sum(), rows, allow_unused=True)
+    hessian = None
+    if gradient.requires_grad:  # it does not where the log target is linear
+        (hessian,) = torch.autograd.grad(gradient.diagonal().sum(), rows, allow_unused=True)
     hessian = torch.zeros_like(rows) if hessian is None else hessian
     return value[0].detach(), gradient[0].detach(), (hessian + hessian.T) / 2
 
@@ -184,6 +188,11 @@ class Posterior:
 
     def problems(self) -> list[str]:
         """What speaks against the fit, in words; empty when nothing does."""
+        if not self.elbo_standard_error < RUN_AWAY:
+            return [
+                "the log weights of q's draws differ by hundreds of nats: q has run away, as happens where log_joint "
+                "has no finite integral. Is a prior, or the log Jacobian of a change of variables, missing?"
+            ]
         threshold = pareto_k_threshold(NUM_FRESH)
         found = []
         if self.pareto_k > threshold and self.effective_sample_size < EQUAL_WEIGHTS:
@@ -435,7 +444,7 @@ def _maximise(module: nn.Module, frame: Frame, log_target: LogJoint, noise: Tens
         try:
             q = frame.place(module())
             bound = elbo(weigh(log_target, q, reparameterise(q, noise)).log_weight)
-        except ValueError as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:  # the latter from a covariance out of reach
             if "log_joint must return" in str(error) or not math.isfinite(worst[0]):
                 raise
             bound = torch.tensor(-torch.inf)
