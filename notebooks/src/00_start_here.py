@@ -45,8 +45,12 @@ plots.chain()
 # Somebody draws a number $z$ from a standard normal distribution, adds standard normal noise, and tells you only the
 # sum: $x = 2$. What was $z$? Here the answer is known, so we can watch the method find it.
 #
-# `model` knows the joint density $p(x, z)$. `q` is a normal distribution that starts at the wrong place with the
-# wrong width. We let an optimiser raise the ELBO, and hold the curve against the **log evidence** $\log p(x)$, which
+# `model` knows the joint density $p(x, z)$. `q` is a normal distribution that starts at the prior, $\mathcal{N}(0, 1)$:
+# at the wrong place, with the wrong width. The ELBO of $q$ is an average over its samples,
+#
+# $$\mathcal{L}(q) = \mathbb{E}_{z \sim q}\left[ \log p(x, z) - \log q(z) \right]. \tag{00.1}$$
+#
+# We let an optimiser raise it, and hold the curve against the **log evidence** $\log p(x) = \log \int p(x, z) \, dz$, which
 # the optimiser never sees.
 
 # %%
@@ -98,7 +102,9 @@ from vi_tutorial import checks
 
 log_evidence = stats.norm(0, np.sqrt(2)).logpdf(2.0)
 peak = stats.norm.logpdf(1.0) + stats.norm(1.0, 1).logpdf(2.0)  # log p(x, z) at its best z
-bound_before = -0.5 * np.log(2 * np.pi) - 0.5 * (2.0**2 + 1)  # E_q[log p(x | z)] at q = p(z), where the KL is 0
+bound_before = -0.5 * np.log(2 * np.pi) - 0.5 * (
+    2.0**2 + 1
+)  # E_q[log p(x | z)], with E(2 − z)² = 2² + 1; KL(q‖p(z)) = 0
 fitted = elbo(draw(model.given(x), q(x), 10_000).log_weight)
 checks.independent(
     "00.1",
@@ -166,11 +172,12 @@ print(verdict.split(". ")[0])
 #
 # $$
 # \log p_\theta(x) \;=\; \mathcal{L}(q) \;+\; \underbrace{\mathcal{L}(q^*) - \mathcal{L}(q)}_{\text{amortisation gap}}
-# \;+\; \underbrace{\log p_\theta(x) - \mathcal{L}(q^*)}_{\text{approximation gap}} \tag{00.1}
+# \;+\; \underbrace{\log p_\theta(x) - \mathcal{L}(q^*)}_{\text{approximation gap}} \tag{00.2}
 # $$
 #
-# where $q^*$ is the best member of $q$'s family for this $x$. The first gap is what this $q$ leaves undone; it has its
-# name from encoders, which have to serve all datapoints at once. The second is what the whole family cannot reach.
+# where $q^*$ is the best member of $q$'s family for this $x$. The first gap is what this $q$ leaves undone: the optimiser's
+# fault here, and later that of encoders, which have to serve all datapoints at once and gave it its name. The second is
+# what the whole family cannot reach.
 # Here is the ledger of our taste before a single step: $q$ is still the prior, and the family holds the posterior.
 
 # %%
