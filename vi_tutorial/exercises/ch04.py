@@ -99,37 +99,47 @@ def _draws(num_samples: int, dim: int, seed: int, shift: float) -> tuple[Tensor,
     return log_weight, 3 + torch.randn(num_samples, dim, generator=generator, dtype=torch.float64)
 
 
-def _by_numpy(log_weight: Tensor, values: Tensor) -> NDArray[np.float64]:
-    """Weighted averages of NumPy, the variance as E z² − (E z)², in extended precision."""
-    weight = np.exp(log_weight.numpy() - np.median(log_weight.numpy()))
-    z = values.numpy().astype(np.longdouble)
-    mean = np.average(z, axis=0, weights=weight)
-    square = np.average(z**2, axis=0, weights=weight)
-    return np.stack([mean, np.sqrt(square - mean**2)]).astype(np.float64)
+def _by_autodiff(log_weight: Tensor, values: Tensor) -> NDArray[np.float64]:
+    """NumPy's weighted averages; the root of the sum of squared derivatives by each log weight."""
+
+    def mean(shifts: Tensor) -> Tensor:
+        weight = (log_weight - log_weight.median() + shifts).exp()
+        return weight @ values / weight.sum()
+
+    influence = torch.autograd.functional.jacobian(mean, torch.zeros_like(log_weight))  # (M, K)
+    weight = np.exp((log_weight - log_weight.median()).numpy())
+    return np.stack([np.average(values.numpy(), axis=0, weights=weight), np.linalg.norm(influence.numpy(), axis=1)])
 
 
-def _with_weights(w: Tensor, values: Tensor) -> Tensor:
-    mean = w @ values
-    return torch.stack([mean, (w @ (values - mean) ** 2).sqrt()])
+def _around(w: Tensor, values: Tensor) -> Tensor:
+    return values - w @ values
 
 
 reweighted = Exercise(
     "04.E3",
-    "Posterior means and standard deviations from log weights and values.",
-    _by_numpy,
+    "Self-normalised means and their standard errors, from log weights and values.",
+    _by_autodiff,
     (_draws(50, 2, 0, 0.0), _draws(200, 1, 1, -1000.0), _draws(30, 3, 2, 700.0)),
     {
-        "all draws weighed alike": lambda log_weight, values: torch.stack([values.mean(0), values.std(0)]),
-        "log weights in place of weights": lambda log_weight, values: _with_weights(
-            log_weight / log_weight.sum(), values
+        "all draws weighed alike": lambda log_weight, values: torch.stack(
+            [values.mean(0), values.std(0) / math.sqrt(len(values))]
         ),
-        "weights exponentiated as they are: they under- or overflow": lambda log_weight, values: _with_weights(
-            log_weight.exp() / log_weight.exp().sum(), values
-        ),
-        "the variance, not its root": lambda log_weight, values: torch.stack(
+        "the posterior's standard deviations for standard errors": lambda log_weight, values: torch.stack(
             [
-                _with_weights(log_weight.softmax(0), values)[0],
-                _with_weights(log_weight.softmax(0), values)[1] ** 2,
+                log_weight.softmax(0) @ values,
+                (log_weight.softmax(0) @ _around(log_weight.softmax(0), values) ** 2).sqrt(),
+            ]
+        ),
+        "the number of draws K, though few of them count": lambda log_weight, values: torch.stack(
+            [
+                log_weight.softmax(0) @ values,
+                (log_weight.softmax(0) @ _around(log_weight.softmax(0), values) ** 2 / len(values)).sqrt(),
+            ]
+        ),
+        "a denominator that does not move": lambda log_weight, values: torch.stack(
+            [
+                log_weight.softmax(0) @ values,
+                (log_weight.softmax(0)[:, None] * values).square().sum(0).sqrt(),
             ]
         ),
     },
