@@ -21,6 +21,11 @@ def _vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def _scalars(*values: float) -> tuple[Tensor, ...]:
+    """Tensors of shape (), so that an answer may call torch.log on them."""
+    return tuple(torch.tensor(value, dtype=torch.float64) for value in values)
+
+
 def _kl_terms(q: Tensor, p: Tensor) -> Tensor:
     return torch.where(q > 0, q * (q.clamp(min=1e-300) / p).log(), 0.0)
 
@@ -46,17 +51,19 @@ kl_categorical = Exercise(
 )
 
 
-def _poisson_log_joint(x: Tensor, a: float, b: float, u: NDArray[np.float64]) -> NDArray[np.float64]:
+def _poisson_log_joint(x: Tensor, a: Tensor, b: Tensor, u: NDArray[np.float64]) -> NDArray[np.float64]:
     """log p(x, z) at z = exp(u), with SciPy's densities."""
     z = np.exp(u)
-    return np.asarray(stats.poisson.logpmf(x.numpy()[:, None], z).sum(0) + stats.gamma(a, scale=1 / b).logpdf(z))
+    return np.asarray(
+        stats.poisson.logpmf(x.numpy()[:, None], z).sum(0) + stats.gamma(float(a), scale=1 / float(b)).logpdf(z)
+    )
 
 
-def _poisson_elbo(x: Tensor, a: float, b: float, c: float, d: float) -> float:
+def _poisson_elbo(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> float:
     """∫ q log w dz, by the trapezoid rule over log z."""
     reach = 10 / math.sqrt(c)
     u = math.log(c / d) + np.linspace(-3 * reach, reach, 4001)
-    log_q = stats.gamma(c, scale=1 / d).logpdf(np.exp(u))
+    log_q = stats.gamma(float(c), scale=1 / float(d)).logpdf(np.exp(u))
     return float(np.trapezoid(np.exp(log_q + u) * (_poisson_log_joint(x, a, b, u) - log_q), u))
 
 
@@ -71,21 +78,19 @@ poisson_elbo = Exercise(
     "The ELBO in nats of x_d ~ Poisson(z), z ~ Gamma(a, rate b), for q(z) = Gamma(c, rate d), in closed form.",
     _poisson_elbo,
     (
-        (_COUNTS, 2.0, 1.0, 6.0, 1.5),
-        (_COUNTS, 2.0, 1.0, 21.0, 5.0),
-        (_vector(0, 1, 0, 0, 2, 0, 1, 0), 1.5, 2.0, 3.0, 4.0),
-        (_vector(12), 3.0, 0.5, 10.0, 1.0),
+        (_COUNTS, *_scalars(2.0, 1.0, 6.0, 1.5)),
+        (_COUNTS, *_scalars(2.0, 1.0, 21.0, 5.0)),
+        (_vector(0, 1, 0, 0, 2, 0, 1, 0), *_scalars(1.5, 2.0, 3.0, 4.0)),
+        (_vector(12), *_scalars(3.0, 0.5, 10.0, 1.0)),
     ),
     {
         "log x! left out": lambda x, a, b, c, d: _poisson_elbo(x, a, b, c, d) + _log_factorials(x),
         "log E[z] where E[log z] belongs": lambda x, a, b, c, d: (
-            _poisson_elbo(x, a, b, c, d) + (x.sum().item() + a - 1) * (math.log(c) - special.digamma(c))
+            _poisson_elbo(x, a, b, c, d) + (x.sum().item() + a - 1) * (c.log() - c.digamma()).item()
         ),
-        "the entropy of q left out": lambda x, a, b, c, d: (
-            _poisson_elbo(x, a, b, c, d) - stats.gamma(c, scale=1 / d).entropy()
-        ),
+        "the entropy of q left out": lambda x, a, b, c, d: _poisson_elbo(x, a, b, c, d) - Gamma(c, d).entropy().item(),
         "the entropy of q subtracted": lambda x, a, b, c, d: (
-            _poisson_elbo(x, a, b, c, d) - 2 * stats.gamma(c, scale=1 / d).entropy()
+            _poisson_elbo(x, a, b, c, d) - 2 * Gamma(c, d).entropy().item()
         ),
         "the KL added to the expected log-likelihood": lambda x, a, b, c, d: (
             _poisson_elbo(x, a, b, c, d) + 2 * kl_divergence(Gamma(c, d), Gamma(a, b)).item()
@@ -95,7 +100,7 @@ poisson_elbo = Exercise(
 )
 
 
-def _posterior_by_moments(x: Tensor, a: float, b: float) -> Tensor:
+def _posterior_by_moments(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The posterior's mean and variance by quadrature over log z, matched by a Gamma."""
     u = np.linspace(-8, 6, 40_001)
     z = np.exp(u)
@@ -111,7 +116,11 @@ flat_weights = Exercise(
     "01.E3",
     "The pair (c, d) for which all log weights of the Poisson model of E2 are the same number.",
     _posterior_by_moments,
-    ((_COUNTS, 2.0, 1.0), (_vector(0, 1, 0, 0, 2, 0, 1, 0), 1.5, 2.0), (_vector(12), 3.0, 0.5)),
+    (
+        (_COUNTS, *_scalars(2.0, 1.0)),
+        (_vector(0, 1, 0, 0, 2, 0, 1, 0), *_scalars(1.5, 2.0)),
+        (_vector(12), *_scalars(3.0, 0.5)),
+    ),
     {
         "the prior: its log weights are the log-likelihood, which is not flat": lambda x, a, b: _vector(a, b),
         "the mean of x where its sum belongs": lambda x, a, b: _vector(a + x.mean().item(), b + 1),
@@ -125,18 +134,18 @@ flat_weights = Exercise(
 )
 
 
-def _normal(u: Tensor, loc: float, scale: float) -> Tensor:
+def _normal(u: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -0.5 * ((u - loc) / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)
 
 
 log_density_of_exp = Exercise(
     "01.E4",
     "The log density of z = exp(u) at given z, in nats, where u ~ N(loc, scale²).",
-    lambda z, loc, scale: stats.lognorm(s=scale, scale=math.exp(loc)).logpdf(z.numpy()),
+    lambda z, loc, scale: stats.lognorm(s=float(scale), scale=math.exp(loc)).logpdf(z.numpy()),
     (
-        (_vector(0.5, 2.0, 3.0), 0.0, 1.0),
-        (_vector(0.1, 7.0), 1.2, 0.4),
-        (_vector(4.0), -0.5, 2.0),
+        (_vector(0.5, 2.0, 3.0), *_scalars(0.0, 1.0)),
+        (_vector(0.1, 7.0), *_scalars(1.2, 0.4)),
+        (_vector(4.0), *_scalars(-0.5, 2.0)),
     ),
     {
         "the Jacobian forgotten": lambda z, loc, scale: _normal(z.log(), loc, scale),
