@@ -26,7 +26,7 @@ plots.chain("networks")
 # *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO and its three readings), [chapter
 # 02](02_a_fixed_gaussian_joint.ipynb) (what a factorised $q$ gives away), [chapter 06](06_learning_theta_and_phi.ipynb)
 # (learning θ and φ together). What is needed of them is said again in a line, so you can also start here and follow the
-# links back. *Reading time:* 30 minutes; the cells run in half a minute.
+# links back. *Reading time:* 45 minutes; the cells run in under a minute.
 #
 # **You will be able to**
 #
