@@ -755,6 +755,11 @@ def forward_kl(log_target, mu, log_sigma):
     return torch.trapezoid(log_p.exp() * (log_p - Normal(mu, log_sigma.exp()).log_prob(line)), line)
 
 
+# %% [markdown]
+# Where a search ends may depend on where it starts, so the start is an argument.
+
+
+# %%
 def minimise(kl, log_target, mu, sigma):
     """A minimum, by L-BFGS from a start: its mu, sigma, and the KL there."""
     knobs = torch.tensor([mu, math.log(sigma)], requires_grad=True)
@@ -891,7 +896,7 @@ checks.quadrature(
 # change**, hence neither does $\mathcal{L}$, nor any KL. But forget it in one of the two and it does not cancel.
 # Forgetting it in the *model* is easy, since the code runs: one just passes $\sigma(u)$ (the logistic function, back
 # from log-odds to $z$) to the joint.
-
+#
 # To see (01.19) hold without using it, get the densities of $u$ from areas: $q(u)$ is the slope of the probability that
 # $z \le \sigma(u)$.
 
