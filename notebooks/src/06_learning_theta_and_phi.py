@@ -791,7 +791,7 @@ checks.exact(
 
 # %% [markdown]
 # Most of what is lost is φ's: the amortisation gap. θ is nearly there. (Training and held out differ by about a nat,
-# for the best model and for ours alike: 660 free numbers were fitted to 1,498 digits, and the held-out digits had no
+# for the best model and for ours alike: 660 free numbers (705, less the 45 that only rotate the latent) were fitted to 1,498 digits, and the held-out digits had no
 # say.)
 #
 # Sticking the landing lands φ. It does nothing for θ, whose gradient at one $z$ is
@@ -1142,8 +1142,9 @@ print(f"its three worst held-out digits: {scores} nats; each has a pixel lit in 
 # all; standardising gains 29 nats. Factor analysis gains 2 more on top, and would have got there from either.
 #
 # The last line is a warning that the mean hides. Three of 299 held-out digits cost hundreds of nats each: they light
-# a pixel that was almost never lit in training, and whose σ is tiny. What is harmless on the training data need not
-# be on new data. Chapter 11 returns to this.
+# a pixel that was almost never lit in training. Its standard deviation there was tiny, and after division by it the
+# pixel stands some twenty standard deviations out. What is harmless on the training data need not be on new data.
+# Chapter 11 returns to this.
 #
 # ## Exercises
 #
