@@ -23,6 +23,7 @@ FLOORS = {
     "networks": 1,
     "families": 1,
     "models": 1,
+    "em": 2,
     "training": 2,
     "inference": 2,
     "evaluation": 2,

@@ -50,6 +50,17 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: st
         raise ValueError(f"{name} must have shape {tuple(expected)} ({meaning}); received {tuple(value.shape)}")
 
 
+def check_columns_vary(name: str, value: Tensor, advice: str) -> None:
+    """No column of one value only: a variance learned for it would go to zero, and the likelihood to infinity."""
+    constant = torch.nonzero(value.amax(0) == value.amin(0)).flatten().tolist()
+    if constant:
+        columns = ", ".join(map(str, constant[:10])) + (", …" if len(constant) > 10 else "")
+        raise ValueError(
+            f"{name} must vary in every column; received the same value in all {len(value)} row(s) of column(s) "
+            f"{columns}, where the likelihood has no upper bound: {advice}"
+        )
+
+
 def check_not_nan(term: str, value: Tensor, advice: str) -> None:
     """No NaN in a computed quantity; minus infinity is allowed, since a log density may be there."""
     bad = torch.isnan(value)

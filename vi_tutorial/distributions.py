@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
+    Distribution,
     Independent,
+    LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
     kl_divergence,
@@ -23,7 +25,7 @@ from torch.distributions import (
 
 from vi_tutorial._validation import check_finite
 
-__all__ = ["bernoulli", "diagonal_normal", "full_normal"]
+__all__ = ["bernoulli", "covariance", "diagonal_normal", "full_normal"]
 
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> Independent:
@@ -130,6 +132,30 @@ def bernoulli(logits: Tensor) -> Independent:
     if logits.ndim == 0:
         raise ValueError("logits must have at least one dimension (the event); received shape ()")
     return Independent(Bernoulli(logits=logits), 1)
+
+
+def covariance(normal: Distribution) -> Tensor:
+    r"""The covariance matrix of a multivariate Normal, whichever way it was made.
+
+    Args:
+        normal: From :func:`diagonal_normal` or :func:`full_normal`, or torch's low-rank Normal.
+
+    Returns:
+        :math:`\Sigma`, shape ``(*batch, D, D)``.
+
+    Raises:
+        TypeError: If ``normal`` is another kind of distribution.
+
+    Example:
+        >>> covariance(diagonal_normal(torch.zeros(2), torch.tensor([1.0, 3.0])))
+        tensor([[1., 0.],
+                [0., 9.]])
+    """
+    if isinstance(normal, (MultivariateNormal, LowRankMultivariateNormal)):
+        return normal.covariance_matrix
+    if isinstance(normal, Independent) and isinstance(normal.base_dist, Normal) and len(normal.event_shape) == 1:
+        return torch.diag_embed(normal.variance)
+    raise TypeError(f"normal must be a multivariate Normal, diagonal, full or low-rank; received {normal}")
 
 
 def _coordinates(p: Independent) -> Normal:

@@ -15,22 +15,29 @@ from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
     Beta,
+    Categorical,
     Distribution,
     Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
+    constraints,
+    transform_to,
 )
 
-from vi_tutorial._validation import check_count, check_data, check_positive, check_shape
-from vi_tutorial.distributions import diagonal_normal
-from vi_tutorial.elbo import LogJoint
+from vi_tutorial._validation import check_columns_vary, check_count, check_data, check_positive, check_shape
+from vi_tutorial.distributions import covariance, diagonal_normal, full_normal
+from vi_tutorial.elbo import LogJoint, elbo_enumerated
 from vi_tutorial.families import Fixed
 
 __all__ = [
     "BetaBernoulli",
+    "GaussianMixture",
     "LatentVariableModel",
     "LinearGaussian",
     "conjugate_normal",
+    "factor_analysis",
+    "gaussian_mixture",
     "linear_regression",
     "probabilistic_pca",
     "probabilistic_pca_mle",
@@ -274,6 +281,30 @@ class LinearGaussian(LatentVariableModel):
         """
         return self.marginal().log_prob(self._check(x))
 
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        r"""The ELBO of a Normal q, exactly: the log joint is quadratic, so q's mean and covariance are enough.
+
+        .. math:: \mathcal{L} = \log p(x, z = \mu) - \tfrac12 \operatorname{tr}(\Lambda \Sigma)
+                  + \mathbb{H}[q], \qquad q = \mathcal{N}(\mu, \Sigma)
+
+        Args:
+            x: Data, shape ``(*batch, D)``.
+            q: A Normal with ``batch_shape`` ``batch`` and ``event_shape`` ``(L,)``: diagonal, full or low-rank.
+
+        Returns:
+            One number per datapoint, shape ``batch``, in nats.
+
+        Raises:
+            TypeError, ValueError: If ``x`` is not a finite, non-empty tensor of that shape, or ``q`` no Normal of
+                those shapes.
+        """
+        self._check(x)
+        spread = covariance(q)
+        expected = (*x.shape[:-1], self.weight.shape[1])
+        check_shape("q.mean", q.mean, expected, "the batch of x, then one per column of weight")
+        at_mean = self.given(x)(q.mean.unsqueeze(0)).squeeze(0)
+        return at_mean - 0.5 * (self.posterior_precision() * spread).sum((-2, -1)) + q.entropy()
+
     def _check(self, x: Tensor) -> Tensor:
         check_data("x", x)
         check_shape("x", x, (*x.shape[:-1], len(self.loc)), "one column per row of weight")
@@ -383,6 +414,37 @@ def probabilistic_pca(data_dim: int, latent_dim: int, generator: torch.Generator
     return LinearGaussian(weight, weight.new_zeros(data_dim), weight.new_ones(()))
 
 
+def factor_analysis(data_dim: int, latent_dim: int, generator: torch.Generator | None = None) -> LinearGaussian:
+    r"""Factor analysis to be learned: :func:`probabilistic_pca` with a noise scale for each coordinate, in float64.
+
+    .. math:: x \mid z \sim \mathcal{N}(W z + b, \operatorname{diag} \sigma^2)
+
+    It starts where probabilistic PCA does. Its maximum likelihood has no
+    closed form, and none at all where a column of the data never varies.
+
+    Args:
+        data_dim: :math:`D`, at least 1.
+        latent_dim: :math:`L`, at least 1.
+        generator: Source of the random start.
+
+    Returns:
+        A :class:`LinearGaussian` with learnable parameters.
+
+    Raises:
+        TypeError, ValueError: If a size is not an ``int`` of at least 1.
+
+    Source:
+        Rubin & Thayer (1982), EM Algorithms for ML Factor Analysis; Bishop (2006), Pattern Recognition and Machine
+        Learning, section 12.2.4.
+
+    Example:
+        >>> factor_analysis(data_dim=5, latent_dim=2).noise_scale.detach()
+        tensor([1., 1., 1., 1., 1.], dtype=torch.float64)
+    """
+    start = probabilistic_pca(data_dim, latent_dim, generator)
+    return LinearGaussian(start.weight, start.loc, torch.ones_like(start.loc))
+
+
 def probabilistic_pca_mle(x: Tensor, latent_dim: int) -> LinearGaussian:
     r"""Probabilistic PCA at its maximum likelihood, in closed form.
 
@@ -430,6 +492,212 @@ def probabilistic_pca_mle(x: Tensor, latent_dim: int) -> LinearGaussian:
         )
     spread = (eigenvalues[-latent_dim:] - noise_variance).flip(0).sqrt()
     return LinearGaussian(eigenvectors[:, -latent_dim:].flip(1) * spread, mean, noise_variance.sqrt())
+
+
+class _Proportions(nn.Module):
+    """The prior over components, learned through its logits."""
+
+    def __init__(self, probs: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(probs.detach().log())
+
+    def forward(self) -> Categorical:
+        return Categorical(logits=self.logits)
+
+
+class _Components(nn.Module):
+    """The likelihood N(x | μ_z, Σ_z) of a component number z; Σ learned through its Cholesky factor."""
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(loc.detach().clone(memory_format=torch.contiguous_format))
+        self.unconstrained_tril = nn.Parameter(torch.empty_like(scale_tril, memory_format=torch.contiguous_format))
+        self.assign(scale_tril)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        return transform_to(constraints.lower_cholesky)(self.unconstrained_tril)
+
+    @torch.no_grad()
+    def assign(self, scale_tril: Tensor) -> None:
+        self.unconstrained_tril.copy_(transform_to(constraints.lower_cholesky).inv(scale_tril))
+
+    def forward(self, z: Tensor) -> MultivariateNormal:
+        if z.is_floating_point() or z.is_complex() or z.dtype == torch.bool:
+            raise TypeError(f"z must hold the components' numbers, as a Categorical q gives them; received {z.dtype}")
+        if ((z < 0) | (z >= len(self.loc))).any():
+            raise ValueError(
+                f"z must number the components, 0 to {len(self.loc) - 1}; received {z.min().item()} to {z.max().item()}"
+            )
+        return MultivariateNormal(self.loc[z], scale_tril=self.scale_tril[z])
+
+
+class GaussianMixture(LatentVariableModel):
+    r"""A mixture of Normals: the latent is the number of the component that a datapoint comes from.
+
+    .. math:: z \sim \mathrm{Categorical}(\pi), \qquad x \mid z \sim \mathcal{N}(\mu_z, \Sigma_z)
+
+    Its posterior, the responsibilities, and its evidence are sums over K states:
+
+    .. math:: p(z = k \mid x) = \frac{\pi_k \, \mathcal{N}(x \mid \mu_k, \Sigma_k)}{p(x)}, \qquad
+              p(x) = \sum_{k=1}^{K} \pi_k \, \mathcal{N}(x \mid \mu_k, \Sigma_k)
+
+    The parameters are unconstrained, for gradient ascent: ``prior.logits``, ``likelihood.loc`` and
+    ``likelihood.unconstrained_tril``, a Cholesky factor with the logarithm of its diagonal. Components are numbered
+    from 0, and z has ``event_shape`` ``()``.
+
+    Args:
+        probs: :math:`\pi`, shape ``(K,)``, positive, summing to one.
+        loc: :math:`\mu`, shape ``(K, D)``.
+        covariance_matrix: :math:`\Sigma`, shape ``(K, D, D)``, positive definite.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If shapes do not fit, a value is not finite, ``probs`` is no distribution, or a covariance is not
+            symmetric and positive definite; the message names the component.
+
+    Source:
+        Bishop (2006), Pattern Recognition and Machine Learning, section 9.2.
+
+    Example:
+        >>> model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1, 1))
+        >>> model.posterior(torch.tensor([[0.0]])).probs.detach()
+        tensor([[0.5000, 0.5000]])
+    """
+
+    prior: _Proportions
+    likelihood: _Components
+
+    def __init__(self, probs: Tensor, loc: Tensor, covariance_matrix: Tensor) -> None:
+        num_components, data_dim = check_data("loc", loc, ndim=2).shape
+        check_shape("probs", check_data("probs", probs), (num_components,), "one per row of loc")
+        check_data("covariance_matrix", covariance_matrix)
+        expected = (num_components, data_dim, data_dim)
+        check_shape("covariance_matrix", covariance_matrix, expected, "one square matrix per row of loc")
+        if (probs <= 0).any() or abs(probs.sum().item() - 1) > 1e-6:
+            raise ValueError(f"probs must be positive and sum to one; received {probs.tolist()}")
+        if not torch.allclose(covariance_matrix, covariance_matrix.mT):
+            raise ValueError("covariance_matrix must be symmetric; received one that is not its transpose")
+        scale_tril, failed = torch.linalg.cholesky_ex(covariance_matrix.detach())
+        if failed.any():
+            raise ValueError(
+                f"covariance_matrix must be positive definite; received one that is not for component(s) "
+                f"{torch.nonzero(failed).flatten().tolist()}"
+            )
+        super().__init__(_Proportions(probs), _Components(loc, scale_tril))
+
+    @property
+    def probs(self) -> Tensor:
+        """π, shape ``(K,)``."""
+        return self.prior().probs
+
+    @property
+    def loc(self) -> Tensor:
+        """μ, shape ``(K, D)``."""
+        return self.likelihood.loc
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Σ, shape ``(K, D, D)``."""
+        return self.likelihood.scale_tril @ self.likelihood.scale_tril.mT
+
+    def posterior(self, x: Tensor) -> Categorical:
+        """The exact posterior p(z | x), whose ``probs`` are the responsibilities.
+
+        Args:
+            x: Data, shape ``(*batch, D)``.
+
+        Returns:
+            A Categorical over K components with ``batch_shape`` ``batch``.
+
+        Raises:
+            TypeError, ValueError: If ``x`` is not a finite, non-empty tensor of that shape.
+        """
+        components = full_normal(self.loc, self.likelihood.scale_tril)
+        log_joint = self.prior().logits + components.log_prob(self._check(x).unsqueeze(-2))
+        # Laid out afresh in memory: taken as the start of a q to be learned, L-BFGS wants a flat view of it.
+        return Categorical(logits=log_joint.contiguous())
+
+    def marginal(self) -> MixtureSameFamily:
+        """The exact marginal p(x), with ``event_shape`` ``(D,)``."""
+        return MixtureSameFamily(self.prior(), full_normal(self.loc, self.likelihood.scale_tril))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, exactly.
+
+        Args:
+            x: Data, shape ``(*batch, D)``.
+
+        Returns:
+            One number per datapoint, shape ``batch``.
+
+        Raises:
+            TypeError, ValueError: If ``x`` is not a finite, non-empty tensor of that shape.
+        """
+        return self.marginal().log_prob(self._check(x))
+
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        """The ELBO, exactly: :func:`vi_tutorial.elbo.elbo_enumerated` at ``x``.
+
+        Args:
+            x: Data, shape ``(*batch, D)``.
+            q: A Categorical over K components with ``batch_shape`` ``batch``.
+
+        Returns:
+            One number per datapoint, shape ``batch``, in nats.
+
+        Raises:
+            TypeError, ValueError: As for :func:`vi_tutorial.elbo.elbo_enumerated`, and if ``x`` is bad.
+        """
+        return elbo_enumerated(self.given(self._check(x)), q)
+
+    def _check(self, x: Tensor) -> Tensor:
+        check_data("x", x)
+        check_shape("x", x, (*x.shape[:-1], self.loc.shape[1]), "one column per coordinate of loc")
+        return x
+
+
+def gaussian_mixture(x: Tensor, num_components: int, generator: torch.Generator | None = None) -> GaussianMixture:
+    """A Gaussian mixture to be learned: means at random datapoints, all with the data's covariance and equal weight.
+
+    Args:
+        x: Data, shape ``(N, D)``.
+        num_components: K, at least 1.
+        generator: Source of the choice of datapoints.
+
+    Returns:
+        A :class:`GaussianMixture` with learnable parameters, in the dtype of ``x``.
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor or ``num_components`` not an ``int``.
+        ValueError: If ``x`` is not a finite matrix, if a column never varies or some are linearly dependent, or if
+            there are fewer different datapoints than components.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> model = gaussian_mixture(x, 3)
+        >>> sorted(model.loc.flatten().tolist())
+        [0.0, 1.0, 5.0]
+    """
+    check_data("x", x, ndim=2)
+    check_count("num_components", num_components)
+    different = x.unique(dim=0)  # two components that start alike stay alike
+    if len(different) < num_components:
+        raise ValueError(
+            f"x must hold at least num_components = {num_components} different datapoints; received {len(different)}"
+        )
+    check_columns_vary("x", x, "drop them")
+    overall = torch.cov(x.mT, correction=0).reshape(x.shape[1], x.shape[1])
+    scale = overall.diagonal().sqrt()
+    smallest = torch.linalg.eigvalsh(overall / torch.outer(scale, scale))[0].item()
+    if smallest <= torch.finfo(x.dtype).eps * len(scale):
+        raise ValueError(
+            f"x must have a covariance that is positive definite; received {len(x)} datapoints in {len(scale)} columns "
+            f"that are linearly dependent (smallest eigenvalue of their correlation {smallest:.1e})"
+        )
+    chosen = torch.randperm(len(different), generator=generator)[:num_components]
+    probs = x.new_full((num_components,), 1 / num_components)
+    return GaussianMixture(probs, different[chosen], overall.expand(num_components, -1, -1))
 
 
 class _Flips(nn.Module):

@@ -6,15 +6,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vi_tutorial._validation import NotFiniteError, check_count, check_data
 
-__all__ = ["DivergedError", "History", "fit"]
+__all__ = ["DivergedError", "History", "fit", "frozen"]
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -89,8 +90,8 @@ def fit(
     Args:
         objective: From a minibatch ``(B, ...)`` to one number per datapoint, ``(B,)``, larger is better; or to
             a single number ``()`` when the whole of ``data`` is one datapoint, as with one latent for all.
-        optimiser: Any of ``torch.optim`` over the parameters to learn; freeze others with
-            ``requires_grad_(False)``. L-BFGS evaluates the objective several times a step, so give it one
+        optimiser: Any of ``torch.optim`` over the parameters to learn; :func:`frozen` holds some of them still.
+            L-BFGS evaluates the objective several times a step, so give it one
             without fresh noise.
         data: Shape ``(N, ...)``.
         num_steps: How many steps, at least 1.
@@ -167,6 +168,44 @@ def fit(
     steps.close()
     history.seconds = time.perf_counter() - started
     return history
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    r"""Hold θ, φ, or any other modules' parameters still for as long as the block lasts.
+
+    Inside it their ``requires_grad`` is off: :func:`fit` and :func:`vi_tutorial.em.m_step` leave them alone, while
+    gradients still flow through them to what comes before. After it, also after an error, each parameter's switch is
+    back where it was.
+
+    Args:
+        *modules: At least one.
+
+    Raises:
+        TypeError: If an argument is not a ``torch.nn.Module``.
+        ValueError: If there is none.
+
+    Example:
+        >>> decoder = torch.nn.Linear(1, 1)
+        >>> with frozen(decoder):
+        ...     decoder.weight.requires_grad
+        False
+        >>> decoder.weight.requires_grad
+        True
+    """
+    if not modules:
+        raise ValueError("modules must name at least one module to freeze; received none")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"modules must be torch.nn.Module; received {type(module).__name__}")
+    learnable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in learnable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learnable:
+            parameter.requires_grad_(True)
 
 
 class _BadValueError(Exception):
