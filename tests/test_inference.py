@@ -18,6 +18,7 @@ from torch.distributions import (
     Exponential,
     Gamma,
     HalfCauchy,
+    HalfNormal,
     Independent,
     MultivariateNormal,
     Normal,
@@ -26,6 +27,7 @@ from torch.distributions import (
 )
 
 from vi_tutorial import data, families, frozen, inference, models
+from vi_tutorial.elbo import iwae
 from vi_tutorial.inference import UntrustworthyWarning, fit_posterior, fit_posterior_stochastic, laplace
 from vi_tutorial.latents import Latent, Space, examine, unconstrained
 
@@ -197,6 +199,44 @@ def test_predictors_that_are_not_centred_and_scales_far_apart_need_no_tuning() -
     assert posterior.drift < 0.05
 
 
+def test_a_density_without_a_mode_is_fitted_where_its_mass_is() -> None:
+    """A non-centred random walk: the density has no upper bound where the innovations follow the data exactly."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randn(2, 25, generator=generator, dtype=torch.float64)
+    x = 1000 + 20 * steps[0].cumsum(0) + 100 * steps[1]
+
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        level = z["level"][:, None] + z["step_scale"][:, None] * z["steps"].cumsum(-1)
+        return (
+            Normal(1000.0, 1000.0).log_prob(z["level"])
+            + HalfNormal(200.0).log_prob(z["step_scale"])
+            + HalfNormal(500.0).log_prob(z["noise_scale"])
+            + Normal(0.0, 1.0).log_prob(z["steps"]).sum(-1)
+            + Normal(level, z["noise_scale"][:, None]).log_prob(x).sum(-1)
+        )
+
+    scales = {"step_scale": constraints.positive, "noise_scale": constraints.positive}
+    latents = {"level": REAL, **scales, "steps": Latent(REAL, (25,))}
+    posterior = quiet(fit_posterior, log_joint, latents)
+
+    # The same posterior with the walk integrated out: its evidence on a grid of the two scales.
+    grid = torch.linspace(math.log(0.2), math.log(600.0), 80, dtype=torch.float64).exp()
+    tau, sigma = (part.reshape(-1) for part in torch.meshgrid(grid, grid, indexing="ij"))
+    walk = torch.minimum(*torch.meshgrid(*[torch.arange(1.0, 26.0, dtype=torch.float64)] * 2, indexing="ij"))
+    covariance = tau[:, None, None] ** 2 * walk + sigma[:, None, None] ** 2 * torch.eye(25) + 1000.0**2
+    log_joint_scales = (
+        MultivariateNormal(torch.full((25,), 1000.0).double(), covariance).log_prob(x)
+        + HalfNormal(200.0).log_prob(tau)
+        + HalfNormal(500.0).log_prob(sigma)
+        + (tau * sigma).log()
+    )
+    cell = (grid[1] / grid[0]).log().item()
+    evidence = log_joint_scales.logsumexp(0).item() + 2 * math.log(cell)
+    weight = log_joint_scales.softmax(0)
+    assert evidence - 2.0 < posterior.elbo < evidence
+    assert posterior.mean()["noise_scale"].item() == pytest.approx((weight * sigma).sum().item(), rel=0.03)
+
+
 # --- Fits held against grids -------------------------------------------------------------------------
 
 
@@ -304,7 +344,25 @@ def test_restarts_find_both_modes_and_say_so() -> None:
     assert posterior.mean()["a"].item() == pytest.approx(6.0, abs=0.1)
     assert posterior.restarts == tuple(sorted(posterior.restarts, reverse=True))
     assert posterior.restarts[-1] == pytest.approx(math.log(0.1), abs=0.01)
+    assert posterior.restart_distances[0] == 0
+    assert posterior.restart_distances[-1] == pytest.approx(12.0, abs=0.1)
     assert posterior.pareto_k < 0.7  # k-hat is blind to the mode that q does not visit
+
+
+def test_restarts_compare_places_where_the_elbos_are_alike() -> None:
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        return Normal(0.0, 10.0).log_prob(z["a"]) + Normal(z["a"].abs(), 0.1).log_prob(torch.tensor(4.0))
+
+    with pytest.warns(UntrustworthyWarning, match=r"of 6 starts ended elsewhere, up to 8\d\.\d posterior standard"):
+        posterior = fit_posterior(log_joint, {"a": REAL}, initial={"a": 0.5}, num_restarts=6)
+    assert posterior.restarts[0] - posterior.restarts[-1] < 1e-6
+
+
+def test_restarts_that_agree_say_nothing() -> None:
+    target = Gamma(torch.tensor(50.0).double(), torch.tensor(5.0).double())
+    posterior = quiet(fit_posterior, lambda z: target.log_prob(z["a"]), {"a": constraints.positive}, num_restarts=4)
+    assert max(posterior.restart_distances) < 0.01
+    assert posterior.problems() == []
 
 
 def test_stochastic_fit_with_minibatches_reaches_the_exact_posterior() -> None:
@@ -366,6 +424,33 @@ def test_the_report_names_latents_and_the_limits_of_its_verdict() -> None:
     assert "never certify" in report
 
 
+@pytest.mark.parametrize(
+    ("centre", "spread", "shown"),
+    [
+        (4.41832, 3.3201, "4.4 ± 3.3"),
+        (1951.2344, 0.0417, "1951.234 ± 0.042"),
+        (-0.04, 12.4, "0 ± 12"),
+        (123456.7, 999.7, "123500 ± 1000"),
+        (2.0, 0.00997, "2.000 ± 0.010"),
+        (1.0, 0.0, "1 ± 0"),
+        (3.5e-12, 1.2e-13, "3.5e-12 ± 1.2e-13"),
+    ],
+)
+def test_means_are_shown_to_the_digits_that_their_spread_allows(centre: float, spread: float, shown: str) -> None:
+    assert inference._rounded(centre, spread).strip() == shown
+
+
+def test_threads_are_put_back() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="log_joint"):
+            fit_posterior(lambda z: 1.0, {"a": REAL})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_narrow_q_passes_k_hat() -> None:
     """The sentence in the report, tried: 40 % too small, and no alarm."""
     torch.manual_seed(0)
@@ -384,7 +469,7 @@ MISUSE = {
         lambda z: Normal(z["a"][:, None], 1.0).log_prob(X),
         {"a": REAL},
         {},
-        r"log_joint must return one number per sample, shape \(3,\); received \(3, 4\)",
+        r"log_joint must return one number per sample, shape \(7,\); received \(7, 4\)",
     ),
     "no tensor": (lambda z: 1.0, {"a": REAL}, {}, r"received float"),
     "nan": (lambda z: -z["a"].log(), {"a": REAL}, {}, r"log_joint must be finite near the start"),
@@ -401,6 +486,55 @@ MISUSE = {
         {"s": REAL},
         {},
         r"log_joint refuses values that the constraints .*s.*allow.*positive",
+    ),
+    "a latent that latents lacks": (
+        lambda z: -(z["a"] ** 2) - z["tau"] ** 2,
+        {"a": REAL},
+        {},
+        r"asks for 'tau', which latents does not name; received latents \['a'\]",
+    ),
+    "samples against a row of data": (
+        lambda z: Normal(z["a"], 1.0).log_prob(X).sum(-1),
+        {"a": REAL},
+        {},
+        r"cannot be computed: .*broadcast.*'a': \(7,\).*z\['a'\]\[:, None\]",
+    ),
+    "samples times a row of data": (
+        lambda z: -(z["a"] * X).sum(-1),
+        {"a": REAL},
+        {},
+        r"cannot be computed: The size of tensor.*z\['a'\]\[:, None\]",
+    ),
+    "as many data as a trial would have samples": (
+        lambda z: Normal(z["a"], 1.0).log_prob(X[:3]),
+        {"a": REAL},
+        {},
+        r"cannot be computed",
+    ),
+    "a function of another library": (
+        lambda z: -(torch.tensor(math.log(z["a"])) ** 2),
+        {"a": constraints.positive},
+        {},
+        r"cannot be computed: .*torch's functions for NumPy's and math's",
+    ),
+    "cut off from autograd": (lambda z: torch.tensor((-(z["a"] ** 2)).tolist()), {"a": REAL}, {}, r"ignores 'a'"),
+    "data that are no numbers": (
+        lambda z: Normal(z["a"][:, None], 1.0).log_prob(X * torch.nan).sum(-1),
+        {"a": REAL},
+        {},
+        r"If it is the data that are refused, look there: NaN",
+    ),
+    "a constraint that is too wide, far from the start": (
+        lambda z: torch.distributions.Uniform(0.0, 10.0).log_prob(z["u"]) + z["u"] * 5,
+        {"u": constraints.positive},
+        {},
+        r"refuses values that the constraints|must be finite wherever",
+    ),
+    "data of another precision": (
+        lambda z: Normal(z["b"] @ torch.ones(2, 4), 1.0).log_prob(X).sum(-1),
+        {"b": Latent(REAL, (2,))},
+        {},
+        r"cannot be computed: .*dtype.*give the data as float64",
     ),
     "no latents": (lambda z: None, {}, {}, r"latents must name at least one latent"),
     "discrete": (lambda z: z["k"], {"k": constraints.nonnegative_integer}, {}, r"latents\['k'\] must be continuous"),
@@ -439,6 +573,33 @@ def test_misuse_meets_an_error_that_names_the_mend(case: str) -> None:
     log_joint, latents, options, message = MISUSE[case]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         fit_posterior(log_joint, latents, **options)
+
+
+@pytest.mark.parametrize(
+    ("latents", "options", "message"),
+    [
+        (["a", "b"], {}, r"latents must be a dictionary .*received list"),
+        ({"a": Latent(REAL, 8)}, {}, r"shape of latents\['a'\] must be a tuple such as \(\) or \(8,\); received 8"),
+        ({"a": REAL}, {"family": families.MeanFieldNormal(1)}, r"family must be .*the class MeanFieldNormal itself"),
+        ({"a": REAL}, {"family": "full rank"}, r"family must be .*received 'full rank'"),
+    ],
+)
+def test_the_wrong_kind_of_argument(latents: object, options: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit_posterior(lambda z: -(z["a"] ** 2), latents, **options)
+
+
+def test_weighted_draws_mend_what_q_has_wrong() -> None:
+    target = Gamma(torch.tensor(4.0).double(), torch.tensor(2.0).double())
+    posterior = quiet(fit_posterior, lambda z: 3.0 + target.log_prob(z["a"]), {"a": constraints.positive})
+    torch.manual_seed(0)
+    z, log_weight = posterior.weighted_sample(20_000)
+    weight = log_weight.softmax(0)
+    assert (weight * z["a"]).sum().item() == pytest.approx(2.0, abs=0.03)
+    assert (weight * z["a"] ** 2).sum().item() - 4.0 == pytest.approx(1.0, abs=0.1)
+    assert iwae(log_weight).item() == pytest.approx(3.0, abs=0.01)
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        posterior.weighted_sample(0)
 
 
 def test_a_constraint_must_be_one() -> None:

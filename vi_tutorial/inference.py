@@ -12,19 +12,21 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from scipy import optimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal
 
 from vi_tutorial import training
 from vi_tutorial._validation import check_count, check_data
-from vi_tutorial.distributions import full_normal
+from vi_tutorial.distributions import diagonal_normal, full_normal
 from vi_tutorial.elbo import LogJoint, draw, elbo, elbo_sticking_the_landing, weigh
 from vi_tutorial.evaluation import effective_sample_size, pareto_k
 from vi_tutorial.families import FullRankNormal
@@ -35,6 +37,7 @@ __all__ = [
     "Latent",
     "Posterior",
     "UntrustworthyWarning",
+    "WeightedSample",
     "fit_posterior",
     "fit_posterior_stochastic",
     "laplace",
@@ -45,14 +48,34 @@ Family = Callable[[int], nn.Module]
 
 NUM_FRESH = 4000
 """How many fresh draws the reported ELBO and k̂ come from."""
-SETTLED = 0.02
-"""The next stage, with twice the draws, follows while a parameter moves by more standard deviations than this."""
-
-
+ROUNDS = 10
+"""How many short runs with few draws there are at most before the stages with more."""
+PATIENCE = 10
+"""The climb to the mode is broken off when so many places have not raised the ELBO."""
+SETTLED = 0.015
+"""The next stage, with more draws, follows while a parameter may still be off by more standard deviations than this."""
 RUN_AWAY = 10.0
 """A standard error of the ELBO, in nats, that no fit has which found a posterior."""
+ELSEWHERE = 0.5
+"""A start that ended farther from the best one, in posterior standard deviations, has found another optimum."""
 EQUAL_WEIGHTS = 0.95
 """Weights worth this share of their number are so nearly equal that the shape of their tail, k̂, says nothing."""
+
+
+class WeightedSample(NamedTuple):
+    """Draws from q and what they weigh; see :meth:`Posterior.weighted_sample`.
+
+    Attributes:
+        z: The named latents in their own units, ``(num_samples, *shape)`` each.
+        log_weight: Shape ``(num_samples,)``, nats.
+
+    Example:
+        >>> WeightedSample({"a": torch.zeros(2)}, torch.zeros(2)).log_weight.softmax(0)
+        tensor([0.5000, 0.5000])
+    """
+
+    z: Values
+    log_weight: Tensor
 
 
 class UntrustworthyWarning(UserWarning):
@@ -93,30 +116,41 @@ def _scaled_inverse(hessian: Tensor) -> tuple[Tensor, bool]:
     return unit[:, None] * inverse * unit, bool((values > floor).all())
 
 
-def _climb(log_target: LogJoint, start: Tensor, most: int = 100) -> tuple[Tensor, Tensor, bool]:
-    """A mode by damped Newton steps, the inverse curvature there, and whether it was reached."""
+class _Place(NamedTuple):
+    """A point, a positive definite stand-in for the inverse curvature there, and whether it is a mode."""
+
+    at: Tensor
+    covariance: Tensor
+    is_mode: bool
+
+
+def _climb(log_target: LogJoint, start: Tensor, most: int = 100) -> Iterator[_Place]:
+    """The places that damped Newton steps pass on their way up."""
     u = start
-    value, gradient, hessian = _curvature(log_target, u)
     for _ in range(most):
-        inverse, definite = _scaled_inverse(hessian)
-        step = inverse @ gradient
-        decrement = (gradient @ step).item()
-        if decrement < 1e-8:
-            return u, inverse, definite
-        length = 1.0
-        for _ in range(40):
-            trial = u + length * step
-            trial_value = _quietly(log_target, trial)
-            if trial_value >= value + 1e-4 * length * decrement:
-                break
-            length /= 2
-        else:
-            return u, inverse, definite and decrement < 1e-3
-        u = trial
         value, gradient, hessian = _curvature(log_target, u)
         if not (gradient.isfinite().all() and hessian.isfinite().all()):
-            break
-    return start, _scaled_inverse(_curvature(log_target, start)[2])[0], False
+            return
+        covariance, definite = _scaled_inverse(hessian)
+        step = covariance @ gradient
+        decrement = (gradient @ step).item()
+        if decrement < 1e-8:
+            yield _Place(u, covariance, definite)
+            return
+        trial = _uphill(log_target, u, value, step, decrement)
+        yield _Place(u, covariance, trial is None and definite and decrement < 1e-3)
+        if trial is None:
+            return
+        u = trial
+
+
+def _uphill(log_target: LogJoint, u: Tensor, value: Tensor, step: Tensor, decrement: float) -> Tensor | None:
+    """The first point, in halving distances along the step, that lies high enough."""
+    for halvings in range(40):
+        length = 0.5**halvings
+        if _quietly(log_target, u + length * step) >= value + 1e-4 * length * decrement:
+            return u + length * step
+    return None
 
 
 def _quietly(log_target: LogJoint, u: Tensor) -> Tensor:
@@ -147,7 +181,10 @@ class Posterior:
         drift: By how many posterior standard deviations a mean or a log standard deviation moved, at most, between the
             last two stages of the fit; after a stochastic fit also by how many the slope would still move a mean.
         restarts: The fresh ELBO of each start, nats, best first.
+        restart_distances: How far each of them ended from the best one, in posterior standard deviations.
         seconds: How long the fit took.
+        space: The map between the named latents and the unconstrained vector.
+        log_target: The log joint of the unconstrained vector, nats.
 
     Example:
         >>> from torch.distributions import constraints
@@ -163,14 +200,27 @@ class Posterior:
     effective_sample_size: float
     drift: float
     restarts: tuple[float, ...]
+    restart_distances: tuple[float, ...]
     seconds: float
     space: Space
+    log_target: LogJoint
 
     def sample(self, num_samples: int) -> Values:
         """Draws of the named latents in their own units, ``(num_samples, *shape)`` each."""
         check_count("num_samples", num_samples)
         with torch.no_grad():
             return self.space.constrain(self.q.sample(torch.Size([num_samples])))
+
+    def weighted_sample(self, num_samples: int) -> WeightedSample:
+        r"""Draws from q with their log weights, :math:`\log w = \log p(x, u) - \log q(u)`, in nats.
+
+        Weighted by ``log_weight.softmax(0)`` they estimate posterior means, and ``iwae(log_weight)`` the evidence, as
+        long as k̂ does not speak against it: the weights mend what q has wrong where it has put draws.
+        """
+        check_count("num_samples", num_samples)
+        with torch.no_grad():
+            u, log_weight = _weigh_draws(self.log_target, self.q, num_samples)
+            return WeightedSample(self.space.constrain(u), log_weight)
 
     def _moment(self, function: Callable[[Tensor], Tensor], num_samples: int = 20_000) -> Values:
         noise = standardised_noise(max(num_samples, 2 * noise_dim(self.q)), noise_dim(self.q))
@@ -198,37 +248,57 @@ class Posterior:
         if self.pareto_k > threshold and self.effective_sample_size < EQUAL_WEIGHTS:
             found.append(
                 f"k̂ = {self.pareto_k:.2f} is above {threshold:.2f}: q misses a tail of the posterior, so importance "
-                "weights, and possibly means and standard deviations, are off. Try a richer family, or another "
-                "parameterisation"
+                "weights, and possibly means and standard deviations, are off. Try a richer family, another "
+                "parameterisation, or weights from a proposal with longer tails than q"
             )
         if self.drift > 0.1:
             found.append(
                 f"the parameters still moved by {self.drift:.2f} posterior standard deviations in the last stage: the "
                 "ELBO may look flat, but the fit has not settled"
             )
-        if len(self.restarts) > 1 and self.restarts[0] - self.restarts[-1] > 0.1 + 8 * self.elbo_standard_error:
+        elsewhere = sum(distance > ELSEWHERE for distance in self.restart_distances)
+        if elsewhere:
             found.append(
-                f"the starts ended at different ELBOs, {self.restarts[0]:.2f} to {self.restarts[-1]:.2f} nats: there "
-                "are several optima, and the best one seen may not be the best there is"
+                f"{elsewhere} of {len(self.restarts)} starts ended elsewhere, up to {max(self.restart_distances):.1f} "
+                f"posterior standard deviations away, and the ELBOs run from {self.restarts[-1]:.2f} to "
+                f"{self.restarts[0]:.2f} nats: there are several optima, q describes one of them, and the best one "
+                "seen may not be the best there is"
             )
         return found
 
     def __str__(self) -> str:
         mean, stddev = self.mean(), self.stddev()
+        restarted = len(self.restarts) > 1
         lines = [
             f"ELBO {self.elbo:.3f} ± {self.elbo_standard_error:.3f} nats,  k̂ {self.pareto_k:.2f},  "
-            f"weights worth {self.effective_sample_size:.0%} of their number"
+            f"weights worth {self.effective_sample_size:.0%} of their number",
+            f"drift {self.drift:.2f} sd in the last stage"
+            + (
+                f",  {len(self.restarts)} starts ended up to {max(self.restart_distances):.2f} sd apart"
+                if restarted
+                else ""
+            ),
         ]
         for name, value in mean.items():
             pairs = zip(value.reshape(-1).tolist(), stddev[name].reshape(-1).tolist(), strict=True)
-            for index, (centre, spread) in enumerate(pairs):
-                label = name if value.ndim == 0 else f"{name}[{index}]"
-                lines.append(f"  {label:<16} {centre:>12.4g} ± {spread:.2g}")
+            for index, (centre, spread) in zip(np.ndindex(*value.shape), pairs, strict=True):
+                label = name if value.ndim == 0 else f"{name}[{', '.join(map(str, index))}]"
+                lines.append(f"  {label:<16} {_rounded(centre, spread)}")
         verdict = self.problems() or [
             "nothing speaks against this fit. k̂ can alarm but never certify: it sees only where q has put its draws, "
             "so a q that is too narrow, or sits on one of several modes, passes"
         ]
         return "\n".join(lines + [f"* {line}" for line in verdict])
+
+
+def _rounded(centre: float, spread: float) -> str:
+    """A mean and a standard deviation, both to the second digit of the latter."""
+    if not 0 < spread < math.inf:
+        return f"{centre:>12.6g} ± {spread:.2g}"
+    digits = 1 - math.floor(math.log10(float(f"{spread:.1e}")))
+    if not -4 < digits < 8:
+        return f"{centre:>12.5g} ± {spread:.2g}"
+    return f"{round(centre, digits) + 0.0:>12.{max(digits, 0)}f} ± {round(spread, digits):.{max(digits, 0)}f}"
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -272,9 +342,9 @@ def fit_posterior(
               - \log q_\phi(u_k), \qquad u_k = u_\phi(\epsilon_k), \; z_k = z(u_k)
 
     with K frozen draws :math:`\epsilon_k` (see :func:`standardised_noise`), in coordinates whitened by the curvature at
-    the mode. A second stage, in coordinates whitened by the first fit and with eight times the draws, removes most of
-    what the first owes to its few draws; how far the parameters still moved is reported. The frozen ELBO is
-    optimistic, so the reported one comes from fresh draws.
+    the mode, or at the best place on the way there. Stages with more draws follow, each in coordinates whitened by the
+    one before, until the parameters no longer move; how far they still did is reported. The frozen ELBO is optimistic,
+    so the reported one comes from fresh draws.
 
     Args:
         log_joint: From a dictionary of latents, each ``(S, *shape)`` with S samples first, to
@@ -285,11 +355,11 @@ def fit_posterior(
         initial: Values to start from, by name, in the latents' own units; the others start where their unconstrained
             value is 0.
         num_draws: K of the first stage, even, at least twice the dimension of the noise; chosen if not given.
-        num_restarts: How many starts; all but the first are jittered.
+        num_restarts: How many starts; all but the first are jittered, over the width of the first fit and more.
         seed: For the noise, the jitter and the fresh draws. The global random state is left alone.
 
     Returns:
-        :class:`Posterior`.
+        :class:`Posterior`. The fit runs on one thread: at these sizes more only get in each other's way.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -314,12 +384,13 @@ def fit_posterior(
     check_count("num_restarts", num_restarts)
     space = Space(latents)
     start = space.unconstrain(initial or {})
-    examine(log_joint, space, start)
-    log_target = unconstrained(log_joint, space)
-    jitter = torch.randn(num_restarts, space.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    jitter[0] = 0.0
-    fits = [_fit_frozen(log_target, start + shift, family, num_draws, seed) for shift in jitter]
-    return _assess(fits, log_target, space, started, seed)
+    with _one_thread():
+        examine(log_joint, space, start)
+        log_target = unconstrained(log_joint, space)
+        fits = [_fit_frozen(log_target, space, start, family, num_draws, seed)]
+        for jitter in _jitter(fits[0].q, start, num_restarts - 1, seed):
+            fits.append(_fit_frozen(log_target, space, start + jitter, family, num_draws, seed))
+        return _assess(fits, log_target, space, started, seed)
 
 
 def laplace(
@@ -366,11 +437,32 @@ def laplace(
     start = space.unconstrain(initial or {})
     examine(log_joint, space, start)
     log_target = unconstrained(log_joint, space)
-    mode, covariance, reached = _climb(log_target, start)
-    if not reached:
+    *_, last = _climb(log_target, start)
+    if not last.is_mode:
         raise ValueError("log_joint must have a mode with negative definite curvature; none was found from the start")
-    q = full_normal(mode, torch.linalg.cholesky(covariance))
+    q = full_normal(last.at, torch.linalg.cholesky(last.covariance))
     return _assess([_Fit(q, 0.0)], log_target, space, started, seed)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """At these sizes a second thread costs more than it brings: on a busy machine, tens of times more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _jitter(q: Distribution, start: Tensor, count: int, seed: int) -> Tensor:
+    """Shifts of the start, as wide as the first fit, and as its way from the start."""
+    with torch.no_grad():
+        u = reparameterise(q, 1000 if not is_normal(q) else standardised_noise(2 * noise_dim(q), noise_dim(q)))
+    reach = torch.maximum((u.mean(0) - start).abs(), 5 * u.std(0)).clamp(min=1.0)
+    generator = torch.Generator().manual_seed(seed)
+    return reach * torch.randn(count, len(start), dtype=torch.float64, generator=generator)
 
 
 class _Fit(NamedTuple):
@@ -378,52 +470,121 @@ class _Fit(NamedTuple):
     drift: float
 
 
-def _fit_frozen(log_target: LogJoint, start: Tensor, family: Family, num_draws: int | None, seed: int) -> _Fit:
+def _fit_frozen(
+    log_target: LogJoint, space: Space, start: Tensor, family: Family, num_draws: int | None, seed: int
+) -> _Fit:
     dim = len(start)
-    kind = family(dim).double()()
+    kind = _make(family, dim)()
     _check_family(kind, dim)
-    full = isinstance(kind, MultivariateNormal)
-    least = 2 * noise_dim(kind) if is_normal(kind) else 1
+    normal = is_normal(kind)
+    least = 2 * noise_dim(kind) if normal else 1
     num_draws = max(64, 2 * least) if num_draws is None else check_count("num_draws", num_draws, minimum=least)
 
-    def noise(size: int, stage: int) -> Tensor | int:
-        return standardised_noise(size, noise_dim(kind), seed + stage) if is_normal(kind) else size
+    def maximise(frame: Frame, size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
+        noise = standardised_noise(size, noise_dim(kind), seed + stage) if normal else size
+        return _maximise(_make(family, dim), frame, log_target, noise, most, tolerance)
 
-    # The mode is where to begin, unless it is far from the mass, as in a funnel: then the start is.
-    frames = _frames(log_target, start, full)
-    firsts = [(_maximise(family(dim).double(), f, log_target, noise(num_draws, 0)), f) for f in frames]
-    q, frame = max(firsts, key=lambda first: _fresh_elbo(log_target, first[0], seed))
-    drift = math.inf
-    for stage in range(1, 6):
-        earlier = q
-        if is_normal(kind):  # the fit so far is the next frame, in which it is standard
-            frame = Frame(q.mean, q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev)
-        q = _maximise(family(dim).double(), frame, log_target, noise(num_draws * 2 ** (stage + 2), stage))
+    frame = _first_frame(log_target, space, start, family, num_draws)
+    for _ in range(ROUNDS):  # few draws and short runs, each in the frame that the one before has found
+        q, gain = maximise(frame, num_draws, 0, 50 if normal else 1000, 1e-4)
+        frame = _frame_of(q, frame)
+        if gain < 0.1:
+            break
+    drift, size = math.inf, num_draws
+    for stage, growth in enumerate((8, 4, 4, 4), start=1):
+        earlier, size = q, size * growth
+        q, _ = maximise(frame, size, stage, 1000, 1e-9)
+        frame = _frame_of(q, frame)
         drift = _drift(earlier, q)
-        if drift < SETTLED:
+        if drift < SETTLED * math.sqrt(growth):  # what is left of an error that the earlier draws caused
             break
     return _Fit(q, drift)
 
 
-def _frames(log_target: LogJoint, start: Tensor, full: bool) -> list[Frame]:
-    """Where to begin: at the mode, when there is one, and at the start."""
-    mode, inverse, reached = _climb(log_target, start)
-    _, _, hessian = _curvature(log_target, start)
-    places = [(mode, inverse)] * reached + [(start, _scaled_inverse(hessian)[0])]
-    frames = []
-    for place, covariance in places:
-        if full:
-            frames.append(Frame(place, torch.linalg.cholesky(covariance)))
+def _first_frame(log_target: LogJoint, space: Space, start: Tensor, family: Family, num_draws: int) -> Frame:
+    """Of all places on the way to the mode, the one where q has the highest ELBO.
+
+    That is the mode itself where the posterior is near Normal, and not where it is a funnel, or has no mode at all.
+    """
+    module = _make(family, len(start))
+    kind = module()
+    noise = standardised_noise(num_draws, noise_dim(kind)) if is_normal(kind) else num_draws
+    best, best_value, since = Frame(start, torch.ones_like(start)), -math.inf, 0
+    for at, covariance, _ in _climb(log_target, start):
+        if isinstance(kind, MultivariateNormal):
+            scale = torch.linalg.cholesky(covariance)
         else:  # a diagonal q is as wide as the conditional standard deviations, not the marginal ones
-            frames.append(Frame(place, torch.linalg.inv(covariance).diagonal().clamp(min=1e-300).rsqrt()))
-    return frames
+            scale = torch.linalg.inv(covariance).diagonal().clamp(min=1e-300).rsqrt()
+        frames = [Frame(at, scale), Frame(at, 0.1 * scale)]
+        values = [_frozen_elbo(log_target, frame, module, noise) for frame in frames]
+        since += 1
+        if max(values) > best_value:
+            best, best_value, since = frames[values.index(max(values))], max(values), 0
+        if since == PATIENCE:
+            break
+    if best_value == -math.inf:
+        _refuse(log_target, space, reparameterise(best.place(kind), noise).detach())
+    return best
 
 
-def _fresh_elbo(log_target: LogJoint, q: Distribution, seed: int) -> float:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        value = elbo(draw(log_target, q, NUM_FRESH).log_weight).item()
+def _refuse(log_target: LogJoint, space: Space, u: Tensor) -> NoReturn:
+    """Say why a log joint that was finite around the start is not where a q around it puts its draws."""
+    value = log_target(u)  # raises where the user's function does
+    bad = ~value.isfinite()
+    z = {name: part[0].tolist() for name, part in space.constrain(u[bad]).items()}
+    raise ValueError(
+        f"log_joint must be finite wherever the constraints allow; received {value[bad][0].item()} at {z}. Is each "
+        "latent's constraint the support of its density, such as constraints.interval(0, 10)?"
+    )
+
+
+def _frame_of(q: Distribution, otherwise: Frame) -> Frame:
+    """The frame in which a Normal q is standard; of another kind it is not known."""
+    if isinstance(q, MultivariateNormal):
+        return Frame(q.loc, q.scale_tril)
+    return Frame(q.mean, q.stddev) if is_normal(q) else otherwise
+
+
+def _frozen_elbo(log_target: LogJoint, frame: Frame, module: nn.Module, noise: Tensor | int) -> float:
+    try:
+        with torch.no_grad():
+            value = _bound(log_target, frame.place(module()), noise).item()
+    except (ValueError, torch.linalg.LinAlgError):
+        return -math.inf
     return value if not math.isnan(value) else -math.inf
+
+
+def _bound(log_target: LogJoint, q: Distribution, noise: Tensor | int) -> Tensor:
+    """The ELBO over frozen draws.
+
+    Standardised noise averages the log density of a Normal q exactly, so there the entropy in closed form is the same
+    number, and keeps its digits where latents are nearly collinear.
+    """
+    z = reparameterise(q, noise)
+    if is_normal(q):
+        return elbo(log_target(z)) + q.entropy()
+    return elbo(weigh(log_target, q, z).log_weight)
+
+
+def _weigh_draws(log_target: LogJoint, q: Distribution, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Fresh draws and log weights; a full-rank q in the coordinates in which it is standard, to keep their digits."""
+    if not isinstance(q, MultivariateNormal):
+        draws = draw(log_target, q, num_draws)
+        return draws.z, draws.log_weight
+    log_volume = q.scale_tril.diagonal().log().sum()
+    standard = diagonal_normal(torch.zeros_like(q.loc), torch.ones_like(q.loc))
+    draws = draw(lambda v: log_target(reparameterise(q, v)) + log_volume, standard, num_draws)
+    return reparameterise(q, draws.z), draws.log_weight
+
+
+def _make(family: Family, dim: int) -> nn.Module:
+    module = None if isinstance(family, nn.Module) or not callable(family) else family(dim)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            "family must be a function from a dimension to a torch.nn.Module, such as the class MeanFieldNormal "
+            f"itself; received {family!r}"
+        )
+    return module.double()
 
 
 def _check_family(kind: object, dim: int) -> None:
@@ -434,34 +595,40 @@ def _check_family(kind: object, dim: int) -> None:
         )
 
 
-def _maximise(module: nn.Module, frame: Frame, log_target: LogJoint, noise: Tensor | int) -> Distribution:
-    """The frozen ELBO's maximum over the module's parameters, by L-BFGS."""
+def _maximise(
+    module: nn.Module, frame: Frame, log_target: LogJoint, noise: Tensor | int, most: int, tolerance: float
+) -> tuple[Distribution, float]:
+    """The frozen ELBO's maximum over the module's parameters, by L-BFGS, and how many nats that gained.
+
+    ``tolerance``: stop where a step gains fewer nats than this.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    worst = [math.inf]
+    at_start, worst = [math.nan], [1.0]
 
     def loss(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, np.ndarray[Any, np.dtype[np.float64]]]:
         nn.utils.vector_to_parameters(torch.from_numpy(flat), parameters)
         try:
-            q = frame.place(module())
-            bound = elbo(weigh(log_target, q, reparameterise(q, noise)).log_weight)
+            bound = _bound(log_target, frame.place(module()), noise)
         except (ValueError, torch.linalg.LinAlgError) as error:  # the latter from a covariance out of reach
-            if "log_joint must return" in str(error) or not math.isfinite(worst[0]):
+            if "log_joint must return" in str(error) or math.isnan(at_start[0]):
                 raise
             bound = torch.tensor(-torch.inf)
         if not bound.isfinite():  # a trial step went too far: send the line search back
-            return abs(worst[0]) * 1e3 + 1e6, np.zeros_like(flat)
+            return worst[0] * 1e3 + 1e6, np.zeros_like(flat)
         gradient = torch.autograd.grad(bound, parameters)
-        worst[0] = max(-bound.item(), worst[0]) if math.isfinite(worst[0]) else -bound.item()
-        return -bound.item(), -nn.utils.parameters_to_vector(gradient).numpy()
+        if math.isnan(at_start[0]):
+            at_start[0] = bound.item()
+        lost = at_start[0] - bound.item()  # counted from the start, so that the optimiser's tolerance is in nats
+        worst[0] = max(worst[0], lost)
+        return lost, -nn.utils.parameters_to_vector(gradient).numpy()
 
     begin = nn.utils.parameters_to_vector(parameters).detach().numpy().copy()
-    found = optimize.minimize(
-        loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-7}
-    )
-    best = found.x if np.isfinite(found.x).all() and math.isfinite(found.fun) else begin
-    nn.utils.vector_to_parameters(torch.from_numpy(best), parameters)
+    options = {"maxiter": most, "maxcor": 30, "ftol": tolerance, "gtol": math.sqrt(tolerance)}
+    found = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", options=options)
+    better = np.isfinite(found.x).all() and found.fun < 0
+    nn.utils.vector_to_parameters(torch.from_numpy(found.x if better else begin), parameters)
     with torch.no_grad():
-        return frame.place(module())
+        return frame.place(module()), -found.fun if better else 0.0
 
 
 def _drift(before: Distribution, after: Distribution) -> float:
@@ -494,11 +661,11 @@ def _pull(log_target: LogJoint, q: Distribution, seed: int) -> float:
 def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float, seed: int) -> Posterior:
     """The best fit by fresh draws, with its diagnostics."""
     judged = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for fit in fits:
+    for fit in fits:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            log_weight = draw(log_target, fit.q, NUM_FRESH).log_weight
-            judged.append((elbo(log_weight).item(), log_weight, fit))
+            log_weight = _weigh_draws(log_target, fit.q, NUM_FRESH)[1]
+        judged.append((elbo(log_weight).item(), log_weight, fit))
     judged.sort(key=lambda row: -row[0])
     value, log_weight, fit = judged[0]
     sound = bool(log_weight.isfinite().all())
@@ -510,8 +677,10 @@ def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float
         effective_sample_size=effective_sample_size(log_weight).item() / NUM_FRESH if sound else 0.0,
         drift=fit.drift,
         restarts=tuple(row[0] for row in judged),
+        restart_distances=tuple(_drift(row[2].q, fit.q) for row in judged),
         seconds=time.perf_counter() - started,
         space=space,
+        log_target=log_target,
     )
     if problems := posterior.problems():
         warnings.warn("; ".join(problems), UntrustworthyWarning, stacklevel=3)
@@ -603,7 +772,7 @@ def fit_posterior_stochastic(
         def target(batch: Tensor) -> LogJoint:
             return unconstrained(lambda z: log_joint(z, batch, len(rows) / len(batch)), space)
 
-    module = family(space.dim).double()
+    module = _make(family, space.dim)
     _check_family(module(), space.dim)
     frame = Frame(start, torch.ones_like(start))
     # A short memory of squared gradients: the first ones are larger than all that follow by orders of magnitude.

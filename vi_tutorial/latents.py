@@ -16,6 +16,8 @@ __all__ = ["Latent", "Space", "examine", "unconstrained"]
 
 Values = dict[str, Tensor]
 """Latents by name, each ``(num_samples, *shape)``."""
+NUM_TRIALS = 7
+"""A number of samples that a data set rarely has: what broadcasts by accident then shows."""
 
 
 class Latent(NamedTuple):
@@ -41,7 +43,7 @@ class Space:
         latents: For each name a constraint of ``torch.distributions.constraints``, or a :class:`Latent`.
 
     Raises:
-        TypeError: If a value is no constraint.
+        TypeError: If ``latents`` is no mapping, a value is no constraint, or a shape no tuple.
         ValueError: If there is no latent, or one has no bijection to the real line.
 
     Example:
@@ -51,6 +53,11 @@ class Space:
     """
 
     def __init__(self, latents: Mapping[str, Latent | Any]) -> None:
+        if not isinstance(latents, Mapping):
+            raise TypeError(
+                "latents must be a dictionary from names to constraints, such as {'scale': constraints.positive}; "
+                f"received {type(latents).__name__}"
+            )
         if not latents:
             raise ValueError("latents must name at least one latent; received none")
         self.latents = {n: v if isinstance(v, Latent) else Latent(v) for n, v in latents.items()}
@@ -59,6 +66,10 @@ class Space:
             if not isinstance(constraint, constraints.Constraint):
                 raise TypeError(
                     f"latents[{name!r}] must be a torch.distributions constraint or a Latent; received {constraint!r}"
+                )
+            if not isinstance(shape, tuple) or not all(isinstance(size, int) and size > 0 for size in shape):
+                raise TypeError(
+                    f"the shape of latents[{name!r}] must be a tuple such as () or (8,); received {shape!r}"
                 )
             try:
                 self.transforms[name] = biject_to(constraint)
@@ -118,7 +129,7 @@ def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoi
 
     Returns:
         A function from ``(num_samples, dim)`` to ``(num_samples,)``, in nats. It raises ``ValueError`` where
-        ``log_joint`` does not return one number per sample.
+        ``log_joint`` fails, with its error in words that lead to the mend, or does not return one number per sample.
 
     Example:
         >>> space = Space({"scale": constraints.positive})
@@ -128,7 +139,10 @@ def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoi
 
     def log_target(u: Tensor) -> Tensor:
         z = space.constrain(u)
-        value = log_joint(z)
+        try:
+            value = log_joint(z)
+        except (KeyError, ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
+            raise _explained(error, space, z) from error
         if not isinstance(value, Tensor) or value.shape != u.shape[:1]:
             received = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -141,6 +155,27 @@ def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoi
     return log_target
 
 
+def _explained(error: Exception, space: Space, z: Values) -> ValueError:
+    """What stopped a user's log joint, in words that lead to the mend."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, KeyError):
+        return ValueError(f"log_joint asks for {text}, which latents does not name; received latents {list(z)}")
+    if text.startswith("Expected "):  # torch's own words on a parameter or a value outside its support
+        shown = {name: str(latent.constraint) for name, latent in space.latents.items()}
+        return ValueError(
+            f"log_joint refuses values that the constraints {shown} allow: {text} Give each latent the constraint of "
+            "its support, such as constraints.positive for a scale. If it is the data that are refused, look there: "
+            "NaN, a value that is no count, another type"
+        )
+    shapes = {name: tuple(value.shape) for name, value in z.items()}
+    return ValueError(
+        f"log_joint cannot be computed: {text}. It received float64 tensors of shapes {shapes}, samples first (in the "
+        f"trial, {NUM_TRIALS} of them): write z['a'][:, None] where a number meets a row of data, z['b'] @ design.mT "
+        "where a vector meets a design matrix, torch's functions for NumPy's and math's, and give the data as float64 "
+        "tensors"
+    )
+
+
 def examine(log_joint: Callable[[Values], Tensor], space: Space, start: Tensor) -> None:
     """Try a log joint around the start, and say what is wrong with it before anything is fitted.
 
@@ -150,33 +185,25 @@ def examine(log_joint: Callable[[Values], Tensor], space: Space, start: Tensor) 
         start: An unconstrained vector, shape ``(dim,)``.
 
     Raises:
-        ValueError: If ``log_joint`` returns another shape, refuses values that the constraints allow, is not finite,
-            mixes samples, or ignores a latent.
+        ValueError: If ``log_joint`` cannot be computed, asks for a latent that is not there, returns another shape,
+            refuses values that the constraints allow, is not finite, mixes samples, or ignores a latent.
 
     Example:
         >>> space = Space({"a": constraints.real, "b": constraints.real})
         >>> examine(lambda z: -z["a"] ** 2 - z["b"] ** 2, space, torch.zeros(2))
     """
     generator = torch.Generator().manual_seed(0)
-    u = start + 0.1 * torch.randn(3, space.dim, dtype=torch.float64, generator=generator)
+    u = start + 0.1 * torch.randn(NUM_TRIALS, space.dim, dtype=torch.float64, generator=generator)
     u[0] = start
     u.requires_grad_(True)
     log_target = unconstrained(log_joint, space)
-    try:
-        value = log_target(u)
-    except ValueError as error:
-        if "log_joint must return" in str(error):
-            raise
-        shown = {name: str(latent.constraint) for name, latent in space.latents.items()}
-        raise ValueError(
-            f"log_joint refuses values that the constraints {shown} allow: {str(error).splitlines()[0]} Give each "
-            "latent the constraint of its support, such as constraints.positive for a scale"
-        ) from error
+    value = log_target(u)
     z = {name: v[:1].tolist() for name, v in space.constrain(u.detach()).items()}
     if torch.isnan(value).any() or value.isinf().any():
         raise ValueError(
             f"log_joint must be finite near the start; received {value.tolist()} around {z}. Is each latent's "
-            "constraint the support of its density? Otherwise pass initial={...}, a point of positive density"
+            "constraint the support of its density, such as constraints.unit_interval for a probability? If so, pass "
+            "initial={...}, a point of positive density"
         )
     singly = torch.cat([log_target(row[None]) for row in u])
     if not torch.allclose(singly, value, rtol=1e-6, atol=1e-6):
@@ -185,7 +212,8 @@ def examine(log_joint: Callable[[Values], Tensor], space: Space, start: Tensor) 
             "for shapes that broadcast by accident, such as (S,) against (S, N): write z['a'][:, None]"
         )
     jacobian = space.log_jacobian(u, space.constrain(u))
-    (gradient,) = torch.autograd.grad((value - jacobian).sum(), u, allow_unused=True)
+    attached = value.requires_grad and (value - jacobian).requires_grad
+    (gradient,) = torch.autograd.grad((value - jacobian).sum(), u, allow_unused=True) if attached else (None,)
     gradient = torch.zeros_like(u) if gradient is None else gradient
     for name, part in space.parts(gradient):
         if not part.any():
