@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Categorical, Normal
 
 from vi_tutorial import checkers, checks, training
 from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
@@ -25,6 +25,7 @@ from vi_tutorial.elbo import (
     draw,
     elbo,
     elbo_analytic_kl,
+    elbo_enumerated,
     elbo_leave_one_out,
     elbo_score_function,
     elbo_sticking_the_landing,
@@ -33,13 +34,17 @@ from vi_tutorial.elbo import (
     renyi,
     weigh,
 )
+from vi_tutorial.em import em, m_step
 from vi_tutorial.evaluation import effective_sample_size, gap_ledger, importance_sampling, pareto_k
 from vi_tutorial.families import Fixed, FullRankNormal, LowRankNormal, MeanFieldNormal, standard_normal
 from vi_tutorial.models import (
     BetaBernoulli,
+    GaussianMixture,
     LatentVariableModel,
     LinearGaussian,
     conjugate_normal,
+    factor_analysis,
+    gaussian_mixture,
     linear_regression,
     probabilistic_pca,
     probabilistic_pca_mle,
@@ -98,6 +103,30 @@ def fit(**changed: Any) -> training.History:
 def linear_gaussian(**changed: Any) -> LinearGaussian:
     arguments: dict[str, Any] = {"weight": torch.ones(3, 2), "loc": torch.zeros(3), "noise_scale": torch.tensor(1.0)}
     return LinearGaussian(**{**arguments, **changed})
+
+
+def mixture(**changed: Any) -> GaussianMixture:
+    arguments: dict[str, Any] = {
+        "probs": f64(0.5, 0.5),
+        "loc": torch.tensor([[0.0, 0.0], [2.0, 1.0]]),
+        "covariance_matrix": torch.eye(2).repeat(2, 1, 1),
+    }
+    return GaussianMixture(**{**arguments, **changed})
+
+
+def table() -> Tensor:
+    """Eight datapoints in two columns."""
+    return torch.tensor(
+        [[0.0, 1.0], [1.0, 0.0], [1.0, 3.0], [2.0, 2.0], [5.0, 1.0], [4.0, 7.0], [6.0, 5.0], [3.0, 4.0]]
+    )
+
+
+def halves(size: int = 8) -> Categorical:
+    return Categorical(torch.full((size, 2), 0.5))
+
+
+def normal(*shape: int) -> Any:
+    return diagonal_normal(torch.zeros(shape), torch.ones(()))
 
 
 def image_model() -> LatentVariableModel:
@@ -266,6 +295,18 @@ CASES: dict[str, Case] = {
     ),
     "elbo_analytic_kl: another event": Case(
         lambda: elbo_analytic_kl(joint, q(3), diagonal_normal(f64(0), f64(1))), ValueError, "prior", r"\(1,\)", r"\(\)"
+    ),
+    "elbo_enumerated: a continuous latent": Case(
+        lambda: elbo_enumerated(joint, q(3)), ValueError, "q", "Normal", "finitely many states"
+    ),
+    "elbo_enumerated: a family": Case(
+        lambda: elbo_enumerated(joint, nn.Identity()), TypeError, "q", "Identity", "Distribution"
+    ),
+    "elbo_enumerated: a joint summed over the states": Case(
+        lambda: elbo_enumerated(lambda z: z.double().sum(0), halves()), ValueError, "log_joint", r"\(8,\)", r"\(2, 8\)"
+    ),
+    "elbo_enumerated: nan": Case(
+        lambda: elbo_enumerated(lambda z: z * NAN, halves()), ValueError, "log_joint", "NaN at index", "log density"
     ),
     # --- elbo: reducing ---
     **{
@@ -467,7 +508,139 @@ CASES: dict[str, Case] = {
     "BetaBernoulli: booleans": Case(
         lambda: BetaBernoulli(2).log_evidence(torch.tensor([True, False])), TypeError, "x", "bool", "floating-point"
     ),
+    "LinearGaussian.elbo: a q that is not normal": Case(
+        lambda: linear_gaussian().elbo(torch.zeros(5, 3), halves(5)), TypeError, "normal", "Categorical", "multivariate"
+    ),
+    "LinearGaussian.elbo: a q of another latent": Case(
+        lambda: linear_gaussian().elbo(torch.zeros(5, 3), normal(5, 3)), ValueError, "q.mean", r"\(5, 3\)", r"\(5, 2\)"
+    ),
+    "LinearGaussian.elbo: one q for all": Case(
+        lambda: linear_gaussian().elbo(torch.zeros(5, 3), normal(2)), ValueError, "q.mean", r"\(2,\)", r"\(5, 2\)"
+    ),
+    "LinearGaussian.elbo: nan": Case(
+        lambda: linear_gaussian().elbo(torch.full((5, 3), NAN), normal(5, 2)), ValueError, "x", "nan", "finite"
+    ),
+    "factor_analysis: no latents": Case(lambda: factor_analysis(3, 0), ValueError, "latent_dim", "0", "at least 1"),
+    "GaussianMixture: a vector of means": Case(
+        lambda: mixture(loc=f64(0, 1)), ValueError, "loc", r"\(2,\)", "2 dimension"
+    ),
+    "GaussianMixture: a weight too many": Case(
+        lambda: mixture(probs=f64(0.5, 0.2, 0.3)), ValueError, "probs", r"\(3,\)", r"\(2,\)"
+    ),
+    "GaussianMixture: weights that do not sum to one": Case(
+        lambda: mixture(probs=f64(0.5, 0.6)), ValueError, "probs", "0.6", "sum to one"
+    ),
+    "GaussianMixture: an empty component": Case(
+        lambda: mixture(probs=f64(0, 1)), ValueError, "probs", "0.0", "positive"
+    ),
+    "GaussianMixture: one covariance for all": Case(
+        lambda: mixture(covariance_matrix=torch.eye(2)), ValueError, "covariance_matrix", r"\(2, 2\)", r"\(2, 2, 2\)"
+    ),
+    "GaussianMixture: a singular covariance": Case(
+        lambda: mixture(covariance_matrix=torch.stack([torch.eye(2), torch.ones(2, 2)])),
+        ValueError,
+        "covariance_matrix",
+        r"component\(s\) \[1\]",
+        "positive definite",
+    ),
+    "GaussianMixture: a Cholesky factor for a covariance": Case(
+        lambda: mixture(covariance_matrix=torch.ones(2, 2).tril().repeat(2, 1, 1)),
+        ValueError,
+        "covariance_matrix",
+        "transpose",
+        "symmetric",
+    ),
+    "GaussianMixture: nan in the means": Case(
+        lambda: mixture(loc=torch.full((2, 2), NAN)), ValueError, "loc", "nan", "finite"
+    ),
+    "GaussianMixture: a column too many": Case(
+        lambda: mixture().posterior(torch.zeros(5, 3)), ValueError, "x", r"\(5, 3\)", r"\(5, 2\)"
+    ),
+    "GaussianMixture: nan": Case(lambda: mixture().log_evidence(f64(0, NAN)), ValueError, "x", "nan", "finite"),
+    "GaussianMixture: a continuous latent": Case(
+        lambda: draw(mixture().given(table()), q(8)), TypeError, "z", "float64", "components' numbers"
+    ),
+    "GaussianMixture: a component it does not have": Case(
+        lambda: mixture().elbo(table(), Categorical(torch.ones(8, 3))), ValueError, "z", "0 to 2", "0 to 1"
+    ),
+    "GaussianMixture: responsibilities of other datapoints": Case(
+        lambda: mixture().elbo(table(), halves(5)), ValueError, "x", r"\(8, 2\)", r"\(5, 2\)"
+    ),
+    "gaussian_mixture: fewer datapoints than components": Case(
+        lambda: gaussian_mixture(table(), 9), ValueError, "x", "received 8", "num_components = 9"
+    ),
+    "gaussian_mixture: copies": Case(
+        lambda: gaussian_mixture(torch.ones(8, 2), 2), ValueError, "x", "received 1", "different datapoints"
+    ),
+    "gaussian_mixture: a single datapoint": Case(
+        lambda: gaussian_mixture(torch.ones(1, 2), 1), ValueError, "x", r"column\(s\) 0, 1", "vary"
+    ),
+    "gaussian_mixture: a constant column": Case(
+        lambda: gaussian_mixture(table() * f64(1, 0), 2), ValueError, "x", r"column\(s\) 1", "vary in every column"
+    ),
+    "gaussian_mixture: a column twice": Case(
+        lambda: gaussian_mixture(table()[:, [0, 0]], 2), ValueError, "x", "linearly dependent", "positive definite"
+    ),
+    "gaussian_mixture: nan": Case(lambda: gaussian_mixture(table() * NAN, 2), ValueError, "x", "nan", "finite"),
+    "gaussian_mixture: no components": Case(
+        lambda: gaussian_mixture(table(), 0), ValueError, "num_components", "0", "at least 1"
+    ),
+    # --- em ---
+    "em: a vector": Case(lambda: em(mixture(), f64(1, 2)), ValueError, "x", r"\(2,\)", "2 dimension"),
+    "em: nan": Case(lambda: em(mixture(), table() * NAN), ValueError, "x", "nan", "finite"),
+    "em: a column too many": Case(lambda: em(mixture(), torch.zeros(5, 3)), ValueError, "x", r"\(5, 3\)", r"\(5, 2\)"),
+    "em: no steps": Case(lambda: em(mixture(), table(), num_steps=0), ValueError, "num_steps", "0", "at least 1"),
+    "em: a negative tolerance": Case(
+        lambda: em(mixture(), table(), tolerance=-1.0), ValueError, "tolerance", "-1", "at least 0"
+    ),
+    "em: constant columns": Case(
+        lambda: em(factor_analysis(2, 1), table() * f64(0, 1)), ValueError, "x", r"column\(s\) 0,", "drop them"
+    ),
+    "m_step: a negative floor": Case(
+        lambda: m_step(mixture(), table(), halves(), min_variance=-1.0), ValueError, "min_variance", "-1", "at least 0"
+    ),
+    "m_step: another model's q": Case(
+        lambda: m_step(mixture(), table(), normal(8, 2)), TypeError, "q", "Independent", "Categorical"
+    ),
+    "m_step: a q that is not normal": Case(
+        lambda: m_step(factor_analysis(2, 1), table(), halves()), TypeError, "normal", "Categorical", "multivariate"
+    ),
+    "m_step: responsibilities of other datapoints": Case(
+        lambda: m_step(mixture(), table(), halves(5)), ValueError, "q.probs", r"\(5, 2\)", r"\(8, 2\)"
+    ),
+    "m_step: a q of another latent": Case(
+        lambda: m_step(factor_analysis(2, 1), table(), normal(8, 2)), ValueError, "q.mean", r"\(8, 2\)", r"\(8, 1\)"
+    ),
+    "m_step: an empty component": Case(
+        lambda: m_step(mixture(), table(), Categorical(f64(1, 0).expand(8, 2))),
+        ValueError,
+        "component",
+        r"\[1\].*sum to \[0.0\]",
+        "must have datapoints",
+    ),
+    "m_step: a component on one point": Case(
+        lambda: m_step(mixture(), table(), Categorical(torch.eye(2)[torch.tensor([1, 0, 0, 0, 0, 0, 0, 0])])),
+        ValueError,
+        "component",
+        r"\[1\].*singular covariance",
+        "min_variance",
+    ),
+    "m_step: no model": Case(
+        lambda: m_step(nn.Identity(), table(), halves()),  # type: ignore[arg-type]
+        TypeError,
+        "model",
+        "Identity",
+        "GaussianMixture or a LinearGaussian",
+    ),
     # --- training ---
+    "frozen: a parameter": Case(
+        lambda: training.frozen(level()).__enter__(),  # type: ignore[arg-type]
+        TypeError,
+        "modules",
+        "Parameter",
+        r"torch\.nn\.Module",
+    ),
+    "frozen: nothing": Case(lambda: training.frozen().__enter__(), ValueError, "modules", "none", "at least one"),
     "fit: a list": Case(lambda: fit(data=[1.0]), TypeError, "data", "list", r"torch\.Tensor"),
     "fit: nan": Case(lambda: fit(data=f64(1, NAN)), ValueError, "data", r"nan at index \(1,\)", "finite"),
     "fit: no rows": Case(lambda: fit(data=torch.zeros(0, 2)), ValueError, "data", r"\(0, 2\)", "not be empty"),
@@ -632,6 +805,8 @@ def test_the_table_has_no_duplicate_of_a_good_call() -> None:
     fit()
     linear_gaussian().log_evidence(torch.zeros(5, 3))
     image_model().given(torch.zeros(2, 3))(torch.zeros(5, 2, 2))
+    em(mixture(), table(), num_steps=1)
+    m_step(mixture(), table(), halves())
     for estimator in ESTIMATORS:
         estimator(joint, q(3), 50)
 

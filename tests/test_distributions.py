@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import integrate, stats
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+)
 
-from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
+from vi_tutorial.distributions import bernoulli, covariance, diagonal_normal, full_normal
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -225,3 +233,28 @@ def test_entropy_of_a_diagonal_normal_is_summed_over_the_event() -> None:
     scale = torch.tensor([0.5, 2.0, 3.0])
     expected = sum(0.5 * math.log(2 * math.pi * math.e * s**2) for s in scale.tolist())
     assert diagonal_normal(torch.zeros(3), scale).entropy().item() == pytest.approx(expected, abs=1e-12)
+
+
+# --- Moments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_the_covariance_of_every_kind_of_normal(batch: tuple[int, ...]) -> None:
+    loc, scale, tril = torch.randn(*batch, 4), 0.5 + torch.rand(*batch, 4), _tril(batch, 4)
+    factor = torch.randn(*batch, 4, 2)
+    diagonal = np.zeros((*batch, 4, 4))
+    diagonal[..., range(4), range(4)] = scale.numpy() ** 2
+    assert np.allclose(covariance(diagonal_normal(loc, scale)), diagonal, atol=1e-14)
+    assert np.allclose(covariance(full_normal(loc, tril)), tril @ tril.mT, atol=1e-12)
+    low_rank = LowRankMultivariateNormal(loc, factor, scale**2)
+    assert np.allclose(covariance(low_rank), factor @ factor.mT + diagonal, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Normal(0.0, 1.0), Independent(Normal(torch.zeros(2, 2), torch.ones(2, 2)), 2), bernoulli(torch.zeros(3))],
+    ids=["a scalar", "a matrix", "not normal"],
+)
+def test_other_distributions_have_no_covariance_here(other: Distribution) -> None:
+    with pytest.raises(TypeError, match=r"normal must be a multivariate Normal.*received"):
+        covariance(other)

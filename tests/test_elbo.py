@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from scipy.special import logsumexp
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal, OneHotCategorical, kl_divergence
 
 from vi_tutorial.distributions import diagonal_normal, full_normal
 from vi_tutorial.elbo import (
@@ -23,6 +23,7 @@ from vi_tutorial.elbo import (
     draw,
     elbo,
     elbo_analytic_kl,
+    elbo_enumerated,
     elbo_leave_one_out,
     elbo_score_function,
     elbo_sticking_the_landing,
@@ -395,6 +396,74 @@ def test_default_numbers_of_samples(estimator: object, expected: int) -> None:
 def test_score_function_estimators_take_discrete_latents() -> None:
     q = Bernoulli(logits=torch.zeros(3))
     assert elbo_score_function(lambda z: q.log_prob(z) - 1, q, 4).tolist() == pytest.approx([-1, -1, -1])
+
+
+# --- A sum over every state -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_the_enumerated_elbo_is_the_sum_written_out(batch: tuple[int, ...]) -> None:
+    q, log_p = Categorical(logits=torch.randn(*batch, 4)), torch.randn(4)
+    probs = q.probs.numpy()
+    expected = (probs * (log_p.numpy() - np.log(probs))).sum(-1)
+    bound = elbo_enumerated(lambda z: log_p[z], q)
+    assert bound.shape == batch
+    assert np.allclose(bound, expected, atol=1e-13)
+    assert (bound < np.logaddexp.reduce(log_p.numpy())).all()
+
+
+def test_the_enumerated_elbo_is_the_evidence_at_the_posterior() -> None:
+    log_p = torch.randn(5)
+    assert elbo_enumerated(lambda z: log_p[z], Categorical(logits=log_p)).item() == pytest.approx(
+        log_p.logsumexp(0).item(), abs=1e-13
+    )
+
+
+def test_the_enumerated_elbo_is_what_samples_estimate() -> None:
+    q, log_p = Categorical(logits=torch.randn(4)), torch.randn(4)
+    log_weight = weigh(lambda z: log_p[z], q, q.sample((100_000,))).log_weight
+    error = 4 * log_weight.std().item() / math.sqrt(100_000)
+    assert elbo_enumerated(lambda z: log_p[z], q).item() == pytest.approx(log_weight.mean().item(), abs=error)
+    assert error < 0.02
+
+
+@pytest.mark.parametrize(
+    ("q", "log_joint"),
+    [
+        (Bernoulli(torch.tensor([0.2, 0.9]).double()), lambda z: -z - 1),
+        (OneHotCategorical(torch.tensor([[0.2, 0.8], [0.9, 0.1]]).double()), lambda z: -z[..., 0] - 1),
+    ],
+    ids=["coins", "one-hot"],
+)
+def test_the_enumerated_elbo_takes_every_q_whose_states_can_be_listed(q: Distribution, log_joint: object) -> None:
+    p = np.array([0.2, 0.9])
+    expected = -1 - p - p * np.log(p) - (1 - p) * np.log(1 - p)
+    assert np.allclose(elbo_enumerated(log_joint, q), expected, atol=1e-12)  # type: ignore[arg-type]
+
+
+def test_the_enumerated_elbos_gradient_is_exact_in_phi_and_theta() -> None:
+    def bound(phi: Tensor, theta: Tensor) -> Tensor:
+        return elbo_enumerated(lambda z: theta[z], Categorical(logits=phi))
+
+    leaves = (torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True))
+    assert torch.autograd.gradcheck(bound, leaves)
+
+
+@pytest.mark.parametrize("lost", [-math.inf, -2000.0], ids=["no mass", "mass that underflows"])
+@pytest.mark.parametrize("log_joint", [-math.inf, -3.0, 1e300])
+def test_a_state_without_mass_counts_for_nothing(lost: float, log_joint: float) -> None:
+    """0 log 0 = 0, in the value and in the gradient."""
+    phi = torch.tensor([0.0, lost, 0.0], requires_grad=True)
+    log_p = torch.tensor([-1.0, log_joint, -3.0])
+    bound = elbo_enumerated(lambda z: log_p[z], Categorical(logits=phi))
+    bound.backward()
+    assert bound.item() == pytest.approx(-2 + math.log(2), abs=1e-14)
+    assert torch.allclose(phi.grad, torch.tensor([0.5, 0.0, -0.5]), atol=1e-14)
+
+
+def test_a_state_with_mass_where_the_joint_has_none_sends_the_enumerated_elbo_to_minus_infinity() -> None:
+    log_p = torch.tensor([0.0, -math.inf])
+    assert elbo_enumerated(lambda z: log_p[z], Categorical(torch.tensor([0.99, 0.01]))).item() == -math.inf
 
 
 def test_log_sum_exp_of_the_tests_own_oracle() -> None:

@@ -14,17 +14,31 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 from scipy.optimize import minimize
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture as ScikitMixture
 from torch import Tensor, nn
-from torch.distributions import Beta, Binomial, ContinuousBernoulli, Distribution, Independent, Normal
+from torch.distributions import (
+    Beta,
+    Binomial,
+    Categorical,
+    ContinuousBernoulli,
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    Normal,
+    kl_divergence,
+)
 
-from vi_tutorial.distributions import bernoulli, diagonal_normal
+from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
 from vi_tutorial.elbo import draw, weigh
 from vi_tutorial.families import Fixed, standard_normal
 from vi_tutorial.models import (
     BetaBernoulli,
+    GaussianMixture,
     LatentVariableModel,
     LinearGaussian,
     conjugate_normal,
+    factor_analysis,
+    gaussian_mixture,
     linear_regression,
     probabilistic_pca,
     probabilistic_pca_mle,
@@ -254,6 +268,38 @@ def test_samples_of_the_model_have_its_marginal_covariance() -> None:
     assert ((products.mean(0) - exact).abs() <= 5 * products.std(0) / 200).all()
 
 
+def normals(batch: tuple[int, ...], dim: int) -> dict[str, Distribution]:
+    """A Normal of every kind, none of them a posterior."""
+    loc, scale = torch.randn(*batch, dim), 0.5 + torch.rand(*batch, dim)
+    return {
+        "diagonal": diagonal_normal(loc, scale),
+        "full": full_normal(loc, torch.randn(*batch, dim, dim).tril(-1) + torch.diag_embed(scale)),
+        "low rank": LowRankMultivariateNormal(loc, torch.randn(*batch, dim, 1), scale**2),
+    }
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
+def test_the_exact_elbo_is_the_evidence_less_the_divergence_to_the_posterior(
+    noise: tuple[int, ...], batch: tuple[int, ...]
+) -> None:
+    model, x = linear_gaussian(noise), torch.randn(*batch, 3)
+    for q in normals(batch, 2).values():
+        same = q if isinstance(q, Independent) else full_normal(q.mean, torch.linalg.cholesky(q.covariance_matrix))
+        kl = kl_divergence(same, model.posterior(x))
+        assert model.elbo(x, q).shape == batch
+        assert torch.allclose(model.elbo(x, q), model.log_evidence(x) - kl, atol=1e-9)
+    assert torch.allclose(model.elbo(x, model.posterior(x)), model.log_evidence(x), atol=1e-9)
+
+
+def test_the_exact_elbo_is_what_samples_estimate() -> None:
+    model, x = linear_gaussian((3,)), torch.randn(4, 3)
+    for q in normals((4,), 2).values():
+        log_weight = draw(model.given(x), q, 20_000).log_weight
+        error = log_weight.std(0) / math.sqrt(20_000)
+        assert ((model.elbo(x, q) - log_weight.mean(0)).abs() < 4 * error).all()
+
+
 # --- Its special cases -----------------------------------------------------------------------------
 
 
@@ -393,6 +439,139 @@ def test_the_random_start_is_small_reproducible_and_not_zero() -> None:
     assert model.loc.abs().max() == 0
     assert model.noise_scale.item() == 1
     assert all(p.requires_grad and p.dtype == torch.float64 for p in model.parameters())
+
+
+def test_factor_analysis_starts_as_probabilistic_pca_with_a_noise_scale_per_coordinate() -> None:
+    seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    ours, theirs = factor_analysis(5, 2, seeds[0]), probabilistic_pca(5, 2, seeds[1])
+    assert torch.equal(ours.weight, theirs.weight)
+    assert ours.noise_scale.tolist() == [1.0] * 5
+    assert all(p.requires_grad and p.dtype == torch.float64 for p in ours.parameters())
+
+
+# --- Gaussian mixture ------------------------------------------------------------------------------
+
+
+def mixture(num_components: int = 3, dim: int = 2) -> GaussianMixture:
+    tril = torch.randn(num_components, dim, dim).tril(-1) + torch.diag_embed(0.5 + torch.rand(num_components, dim))
+    return GaussianMixture(torch.rand(num_components).softmax(0), torch.randn(num_components, dim), tril @ tril.mT)
+
+
+def by_scipy(model: GaussianMixture, x: Tensor) -> NDArray[np.float64]:
+    """log p(x, z = k), one column per component."""
+    parts = zip(model.probs.tolist(), model.loc.tolist(), model.covariance_matrix.tolist(), strict=True)
+    return np.stack([math.log(p) + stats.multivariate_normal(m, c).logpdf(x.numpy()) for p, m, c in parts], -1)
+
+
+def test_what_a_mixture_is_made_of_comes_back() -> None:
+    probs, loc, covariance = torch.tensor([0.2, 0.8]), torch.randn(2, 2), torch.tensor([[[2.0, 0.5], [0.5, 1.0]]] * 2)
+    model = GaussianMixture(probs, loc, covariance)
+    assert torch.allclose(model.probs, probs, atol=1e-14)
+    assert torch.equal(model.loc, loc)
+    assert torch.allclose(model.covariance_matrix, covariance, atol=1e-14)
+    assert {name for name, _ in model.named_parameters()} == {
+        "prior.logits",
+        "likelihood.loc",
+        "likelihood.unconstrained_tril",
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert probs.tolist() == [0.2, 0.8]
+    assert covariance[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_mixtures_joint_posterior_and_evidence_are_scipys(batch: tuple[int, ...], dim: int) -> None:
+    model, x = mixture(dim=dim).requires_grad_(False), torch.randn(*batch, dim)
+    log_joint = by_scipy(model, x.reshape(-1, dim)).reshape(*batch, 3)
+    evidence = np.logaddexp.reduce(log_joint, -1)
+    q = model.posterior(x)
+    assert q.batch_shape == batch
+    assert model.log_evidence(x).shape == batch
+    assert np.allclose(np.moveaxis(model.given(x)(q.enumerate_support()).numpy(), 0, -1), log_joint, atol=1e-10)
+    assert np.allclose(model.log_evidence(x), evidence, atol=1e-10)
+    assert np.allclose(q.probs, np.exp(log_joint - evidence[..., None]), atol=1e-10)
+    states = weigh(model.given(x), q, q.enumerate_support())
+    assert torch.allclose(states.log_weight, model.log_evidence(x).expand(3, *batch), atol=1e-9)
+    assert torch.allclose(model.elbo(x, q), model.log_evidence(x), atol=1e-9)
+    other = Categorical(logits=torch.randn(*batch, 3))
+    assert torch.allclose(model.elbo(x, other), model.log_evidence(x) - kl_divergence(other, q), atol=1e-9)
+
+
+def test_the_mixtures_density_integrates_to_one_and_generates_its_moments() -> None:
+    model = mixture(dim=1).requires_grad_(False)
+    grid = torch.linspace(-20, 20, 8001)
+    density = model.log_evidence(grid[:, None]).exp().numpy()
+    assert integrate.simpson(density, x=grid.numpy()) == pytest.approx(1, abs=1e-9)
+    z = model.prior().sample((40_000,))
+    x = model.likelihood(z).sample().squeeze(-1)
+    mean = integrate.simpson(density * grid.numpy(), x=grid.numpy())
+    assert x.mean().item() == pytest.approx(mean, abs=5 * x.std().item() / 200)
+    assert model.marginal().mean.item() == pytest.approx(mean, abs=1e-9)
+
+
+def test_scikit_learn_scores_the_same_mixture_the_same() -> None:
+    model, x = mixture().requires_grad_(False), torch.randn(7, 2)
+    theirs = ScikitMixture(3)
+    theirs.weights_, theirs.means_ = model.probs.numpy(), model.loc.numpy()
+    theirs.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(model.covariance_matrix.numpy()))
+    assert np.allclose(model.log_evidence(x), theirs.score_samples(x.numpy()), atol=1e-10)
+    assert np.allclose(model.posterior(x).probs, theirs.predict_proba(x.numpy()), atol=1e-10)
+
+
+def test_a_datapoint_far_from_every_component_has_finite_responsibilities() -> None:
+    q = mixture().requires_grad_(False).posterior(torch.full((1, 2), 1e6))
+    assert q.probs.sum().item() == pytest.approx(1)
+    assert q.logits.isfinite().all()
+
+
+def test_the_mixtures_evidence_has_the_gradient_of_finite_differences() -> None:
+    model, x = mixture(2), torch.randn(4, 2)
+    names = [name for name, _ in model.named_parameters()]
+
+    def evidence(*values: Tensor) -> Tensor:
+        parameters = {f"model.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(_MixtureEvidence(model), parameters, (x,))
+
+    assert torch.autograd.gradcheck(evidence, tuple(p.detach().clone().requires_grad_() for p in model.parameters()))
+
+
+class _MixtureEvidence(nn.Module):
+    def __init__(self, model: GaussianMixture) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.log_evidence(x)
+
+
+def test_responsibilities_can_be_learned_with_lbfgs() -> None:
+    """They are a parameter of their own then, and L-BFGS takes flat views."""
+    model, x = mixture(), torch.randn(6, 2)
+    phi = nn.Parameter(model.posterior(x).logits.detach().clone())
+    optimiser = torch.optim.LBFGS([phi, *model.parameters()])
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = -model.elbo(x, Categorical(logits=phi)).mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    assert phi.isfinite().all()
+
+
+def test_a_mixture_starts_at_different_datapoints_with_the_datas_covariance() -> None:
+    x = torch.randn(6, 2).repeat(5, 1)  # each datapoint five times
+    starts = [gaussian_mixture(x, 6, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(starts[0].loc, starts[1].loc)
+    assert not torch.equal(starts[0].loc, starts[2].loc)
+    assert torch.equal(starts[0].loc.unique(dim=0), x.unique(dim=0))
+    assert np.allclose(starts[0].covariance_matrix[3].detach(), np.cov(x.T.numpy(), bias=True), atol=1e-12)
+    assert np.allclose(starts[0].probs.detach(), 1 / 6)
+    assert gaussian_mixture(x.float(), 2).loc.dtype == torch.float32
 
 
 # --- Beta–Bernoulli --------------------------------------------------------------------------------

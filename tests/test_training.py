@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vi_tutorial.elbo import draw, elbo
 from vi_tutorial.families import MeanFieldNormal
 from vi_tutorial.models import conjugate_normal
-from vi_tutorial.training import DivergedError, History, fit
+from vi_tutorial.training import DivergedError, History, fit, frozen
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -275,6 +275,53 @@ def test_an_equal_value_is_no_new_best() -> None:
     )
     assert level.item() == 1
     assert len(history.bound) == 3
+
+
+# --- Holding parameters still ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.LBFGS], ids=["Adam", "L-BFGS"])
+def test_what_is_frozen_stays_where_it_is_while_the_rest_is_fitted(make: object) -> None:
+    theta, phi = nn.Linear(1, 1), nn.Linear(1, 1)
+    optimiser = make([*theta.parameters(), *phi.parameters()])  # type: ignore[operator]
+    x = torch.randn(20, 1)
+
+    def objective(x: Tensor) -> Tensor:
+        return -(phi(theta(x)) - 3 * x + 1).square().squeeze(-1)
+
+    for held, moved in ((theta, phi), (phi, theta)):
+        before = copy.deepcopy(held.state_dict()), copy.deepcopy(moved.state_dict())
+        with frozen(held):
+            fit(objective, optimiser, x, num_steps=5)
+        assert all(torch.equal(held.state_dict()[name], value) for name, value in before[0].items())
+        assert not any(torch.equal(moved.state_dict()[name], value) for name, value in before[1].items())
+
+
+def test_gradients_still_flow_through_a_frozen_module_to_what_comes_before() -> None:
+    theta, phi = nn.Linear(1, 1), nn.Linear(1, 1)
+    with frozen(theta):
+        theta(phi(torch.ones(1, 1))).sum().backward()
+    assert phi.weight.grad is not None
+    assert theta.weight.grad is None
+
+
+def test_each_parameters_switch_goes_back_to_where_it_was_after_errors_and_when_nested() -> None:
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    first.bias.requires_grad_(False)
+    switches = [True, False, True, True]
+
+    def now() -> list[bool]:
+        return [p.requires_grad for p in itertools.chain(first.parameters(), second.parameters())]
+
+    with frozen(first, second):
+        assert now() == [False] * 4
+        with frozen(first):
+            pass
+        assert now() == [False] * 4
+    assert now() == switches
+    with pytest.raises(RuntimeError, match="of the block"), frozen(first, second):
+        raise RuntimeError("of the block")
+    assert now() == switches
 
 
 # --- When something goes bad ----------------------------------------------------------------------
