@@ -358,6 +358,17 @@ def test_restarts_compare_places_where_the_elbos_are_alike() -> None:
     assert posterior.restarts[0] - posterior.restarts[-1] < 1e-6
 
 
+def test_a_restart_where_the_log_joint_breaks_down_moves_towards_the_start() -> None:
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        if z["a"].abs().max() > 4.0:
+            raise RuntimeError("out of range")
+        return -2.0 * (z["a"] - 0.1) ** 2
+
+    posterior = quiet(fit_posterior, log_joint, {"a": REAL}, family=families.MeanFieldNormal, num_restarts=20)
+    assert posterior.mean()["a"].item() == pytest.approx(0.1, abs=1e-6)
+    assert max(posterior.restart_distances) < 1e-4
+
+
 def test_restarts_that_agree_say_nothing() -> None:
     target = Gamma(torch.tensor(50.0).double(), torch.tensor(5.0).double())
     posterior = quiet(fit_posterior, lambda z: target.log_prob(z["a"]), {"a": constraints.positive}, num_restarts=4)

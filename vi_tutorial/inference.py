@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -388,8 +388,8 @@ def fit_posterior(
         examine(log_joint, space, start)
         log_target = unconstrained(log_joint, space)
         fits = [_fit_frozen(log_target, space, start, family, num_draws, seed)]
-        for jitter in _jitter(fits[0].q, start, num_restarts - 1, seed):
-            fits.append(_fit_frozen(log_target, space, start + jitter, family, num_draws, seed))
+        for place in _other_starts(log_target, fits[0].q, start, num_restarts - 1, seed):
+            fits.append(_fit_frozen(log_target, space, place, family, num_draws, seed))
         return _assess(fits, log_target, space, started, seed)
 
 
@@ -456,13 +456,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _jitter(q: Distribution, start: Tensor, count: int, seed: int) -> Tensor:
-    """Shifts of the start, as wide as the first fit, and as its way from the start."""
+def _other_starts(log_target: LogJoint, q: Distribution, start: Tensor, count: int, seed: int) -> list[Tensor]:
+    """Places around the start, as far apart as the first fit is wide, and as its way from the start is long."""
     with torch.no_grad():
-        u = reparameterise(q, 1000 if not is_normal(q) else standardised_noise(2 * noise_dim(q), noise_dim(q)))
+        u = reparameterise(q, standardised_noise(2 * noise_dim(q), noise_dim(q)) if is_normal(q) else 1000)
     reach = torch.maximum((u.mean(0) - start).abs(), 5 * u.std(0)).clamp(min=1.0)
     generator = torch.Generator().manual_seed(seed)
-    return reach * torch.randn(count, len(start), dtype=torch.float64, generator=generator)
+    places = []
+    for _ in range(count):
+        step = reach * torch.randn(len(start), dtype=torch.float64, generator=generator)
+        while not _is_smooth(log_target, start + step):
+            step = step / 2  # towards the start, where the log joint is known to be finite
+        places.append(start + step)
+    return places
+
+
+def _is_smooth(log_target: LogJoint, u: Tensor) -> bool:
+    try:
+        return all(bool(part.isfinite().all()) for part in _curvature(log_target, u))
+    except ValueError:
+        return False
 
 
 class _Fit(NamedTuple):
@@ -527,10 +540,12 @@ def _first_frame(log_target: LogJoint, space: Space, start: Tensor, family: Fami
     return best
 
 
-def _refuse(log_target: LogJoint, space: Space, u: Tensor) -> NoReturn:
+def _refuse(log_target: LogJoint, space: Space, u: Tensor) -> None:
     """Say why a log joint that was finite around the start is not where a q around it puts its draws."""
     value = log_target(u)  # raises where the user's function does
     bad = ~value.isfinite()
+    if not bad.any():  # finite, and so low that their mean is not
+        return
     z = {name: part[0].tolist() for name, part in space.constrain(u[bad]).items()}
     raise ValueError(
         f"log_joint must be finite wherever the constraints allow; received {value[bad][0].item()} at {z}. Is each "
