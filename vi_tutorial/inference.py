@@ -22,7 +22,7 @@ import torch
 from scipy import optimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from vi_tutorial import training
 from vi_tutorial._validation import check_count, check_data
@@ -54,6 +54,8 @@ PATIENCE = 10
 """The climb to the mode is broken off when so many places have not raised the ELBO."""
 SETTLED = 0.015
 """The next stage, with more draws, follows while a parameter may still be off by more standard deviations than this."""
+NEGLIGIBLE = 1e-3
+"""And while that may still cost more nats than this."""
 RUN_AWAY = 10.0
 """A standard error of the ELBO, in nats, that no fit has which found a posterior."""
 ELSEWHERE = 0.5
@@ -493,23 +495,30 @@ def _fit_frozen(
     least = 2 * noise_dim(kind) if normal else 1
     num_draws = max(64, 2 * least) if num_draws is None else check_count("num_draws", num_draws, minimum=least)
 
-    def maximise(frame: Frame, size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
-        noise = standardised_noise(size, noise_dim(kind), seed + stage) if normal else size
-        return _maximise(_make(family, dim), frame, log_target, noise, most, tolerance)
+    frame, module = _first_frame(log_target, space, start, family, num_draws), _make(family, dim)
 
-    frame = _first_frame(log_target, space, start, family, num_draws)
-    for _ in range(ROUNDS):  # few draws and short runs, each in the frame that the one before has found
-        q, gain = maximise(frame, num_draws, 0, 50 if normal else 1000, 1e-4)
-        frame = _frame_of(q, frame)
+    def climb(size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
+        """Maximise over so many draws; then, where that can be said, q is the next frame, in which it is standard."""
+        nonlocal frame, module
+        noise = standardised_noise(size, noise_dim(kind), seed + stage) if normal else size
+        q, gain = _maximise(module, frame, log_target, noise, most, tolerance)
+        if isinstance(q, MultivariateNormal):
+            frame, module = Frame(q.loc, q.scale_tril), _make(family, dim)
+        elif isinstance(q, Independent) and normal:
+            frame, module = Frame(q.mean, q.stddev), _make(family, dim)
+        return q, gain
+
+    for _ in range(ROUNDS):  # few draws and short runs
+        q, gain = climb(num_draws, 0, 50, 1e-4)
         if gain < 0.1:
             break
     drift, size = math.inf, num_draws
     for stage, growth in enumerate((8, 4, 4, 4), start=1):
         earlier, size = q, size * growth
-        q, _ = maximise(frame, size, stage, 1000, 1e-9)
-        frame = _frame_of(q, frame)
+        q, gain = climb(size, stage, 1000, 1e-9)
         drift = _drift(earlier, q)
-        if drift < SETTLED * math.sqrt(growth):  # what is left of an error that the earlier draws caused
+        # The error that the earlier draws caused, and the nats it cost, less what so many more draws leave of them.
+        if drift < SETTLED * math.sqrt(growth) or gain < NEGLIGIBLE * growth:
             break
     return _Fit(q, drift)
 
@@ -553,13 +562,6 @@ def _refuse(log_target: LogJoint, space: Space, u: Tensor) -> None:
     )
 
 
-def _frame_of(q: Distribution, otherwise: Frame) -> Frame:
-    """The frame in which a Normal q is standard; of another kind it is not known."""
-    if isinstance(q, MultivariateNormal):
-        return Frame(q.loc, q.scale_tril)
-    return Frame(q.mean, q.stddev) if is_normal(q) else otherwise
-
-
 def _frozen_elbo(log_target: LogJoint, frame: Frame, module: nn.Module, noise: Tensor | int) -> float:
     try:
         with torch.no_grad():
@@ -582,7 +584,9 @@ def _bound(log_target: LogJoint, q: Distribution, noise: Tensor | int) -> Tensor
 
 
 def _weigh_draws(log_target: LogJoint, q: Distribution, num_draws: int) -> tuple[Tensor, Tensor]:
-    """Fresh draws and log weights; a full-rank q in the coordinates in which it is standard, to keep their digits."""
+    """Fresh draws and log weights; of a correlated Normal where it is standard, to keep the digits of log q."""
+    if isinstance(q, LowRankMultivariateNormal):
+        q = full_normal(q.loc, torch.linalg.cholesky(q.covariance_matrix))
     if not isinstance(q, MultivariateNormal):
         draws = draw(log_target, q, num_draws)
         return draws.z, draws.log_weight
