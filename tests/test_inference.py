@@ -237,6 +237,30 @@ def test_a_density_without_a_mode_is_fitted_where_its_mass_is() -> None:
     assert posterior.mean()["noise_scale"].item() == pytest.approx((weight * sigma).sum().item(), rel=0.03)
 
 
+def test_restarts_from_afar_find_a_rate_of_a_thousandth() -> None:
+    """From a rate of one the climb ends where noise alone explains the data."""
+    time = torch.arange(0.0, 3600.0, 300.0, dtype=torch.float64)
+    noise = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 12_000 * (-time / 900).exp() + 2500 + 250 * noise
+
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        curve = z["height"][:, None] * (-z["rate"][:, None] * time).exp() + z["floor"][:, None]
+        prior = sum(HalfNormal(1e5).log_prob(z[name]) for name in ("height", "floor", "noise_scale"))
+        likelihood = Normal(curve, z["noise_scale"][:, None]).log_prob(x).sum(-1)
+        return prior + HalfNormal(1.0).log_prob(z["rate"]) + likelihood
+
+    latents = dict.fromkeys(("height", "rate", "floor", "noise_scale"), constraints.positive)
+    ones = dict.fromkeys(latents, 1.0)
+    lost = quiet(fit_posterior, log_joint, latents, initial=ones)
+    assert lost.mean()["rate"].item() > 0.1
+    with pytest.warns(UntrustworthyWarning, match="starts ended elsewhere"):
+        found = fit_posterior(log_joint, latents, num_restarts=8)
+    told = fit_posterior(log_joint, latents, initial={**ones, "height": 1e4, "rate": 1e-3, "floor": 2e3})
+    assert told.mean()["rate"].item() == pytest.approx(1 / 900, rel=0.15)
+    assert found.mean()["rate"].item() == pytest.approx(told.mean()["rate"].item(), rel=1e-3)
+    assert found.elbo > lost.elbo + 10
+
+
 # --- Fits held against grids -------------------------------------------------------------------------
 
 

@@ -48,6 +48,8 @@ Family = Callable[[int], nn.Module]
 
 NUM_FRESH = 4000
 """How many fresh draws the reported ELBO and k̂ come from."""
+NUM_SCANNED = 1024
+"""How many places near, and as many far, are looked at for a second start."""
 ROUNDS = 10
 """How many short runs with few draws there are at most before the stages with more."""
 PATIENCE = 10
@@ -355,9 +357,10 @@ def fit_posterior(
         family: From a dimension to a module whose ``forward()`` returns the distribution of the whitened,
             unconstrained vector: a class of :mod:`vi_tutorial.families`, or your own.
         initial: Values to start from, by name, in the latents' own units; the others start where their unconstrained
-            value is 0.
+            value is 0, and at the best of some hundred places around.
         num_draws: K of the first stage, even, at least twice the dimension of the noise; chosen if not given.
-        num_restarts: How many starts; all but the first are jittered, over the width of the first fit and more.
+        num_restarts: How many starts; all but the first are random, by turns far away and as near as the first fit is
+            wide.
         seed: For the noise, the jitter and the fresh draws. The global random state is left alone.
 
     Returns:
@@ -389,9 +392,13 @@ def fit_posterior(
     with _one_thread():
         examine(log_joint, space, start)
         log_target = unconstrained(log_joint, space)
-        fits = [_fit_frozen(log_target, space, start, family, num_draws, seed)]
-        for place in _other_starts(log_target, fits[0].q, start, num_restarts - 1, seed):
-            fits.append(_fit_frozen(log_target, space, place, family, num_draws, seed))
+        is_given = space.mask(initial or {})
+        starts = [start, *_look_around(log_target, start, is_given, seed)]
+        fits = [_fit_frozen(log_target, space, starts, family, num_draws, seed)]
+        for index, place in enumerate(_other_starts(log_target, fits[0].q, start, num_restarts - 1, seed), start=1):
+            # By turns from afar and from nearby; where the user has given the start, from nearby only.
+            starts = _look_around(log_target, start, is_given, seed + index) if index % 2 else []
+            fits.append(_fit_frozen(log_target, space, starts or [place], family, num_draws, seed))
         return _assess(fits, log_target, space, started, seed)
 
 
@@ -473,6 +480,29 @@ def _other_starts(log_target: LogJoint, q: Distribution, start: Tensor, count: i
     return places
 
 
+def _look_around(log_target: LogJoint, start: Tensor, is_given: Tensor, seed: int) -> list[Tensor]:
+    """The highest of some hundred places, near and far; latents whose start the user has given stay there.
+
+    From zero a climb can end where the data are explained by noise alone, as when a rate is a thousandth.
+    """
+    if is_given.all():
+        return []
+    engine = torch.quasirandom.SobolEngine(len(start), scramble=True, seed=seed)
+    uniform = engine.draw(NUM_SCANNED, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    found = []
+    for steps in (math.sqrt(2) * torch.erfinv(2 * uniform - 1), 20 * (uniform - 0.5)):  # of size 1, and up to 10
+        u = start + torch.where(is_given, 0.0, steps)
+        try:
+            with torch.no_grad():
+                value = log_target(u).nan_to_num(-torch.inf, posinf=-torch.inf)
+        except ValueError:  # some of them are out of the user's reach
+            continue
+        best = u[value.argmax()]
+        if _is_smooth(log_target, best):
+            found.append((value.max().item(), best))
+    return [max(found, key=lambda place: place[0])[1]] if found else []
+
+
 def _is_smooth(log_target: LogJoint, u: Tensor) -> bool:
     try:
         return all(bool(part.isfinite().all()) for part in _curvature(log_target, u))
@@ -486,16 +516,16 @@ class _Fit(NamedTuple):
 
 
 def _fit_frozen(
-    log_target: LogJoint, space: Space, start: Tensor, family: Family, num_draws: int | None, seed: int
+    log_target: LogJoint, space: Space, starts: list[Tensor], family: Family, num_draws: int | None, seed: int
 ) -> _Fit:
-    dim = len(start)
+    dim = space.dim
     kind = _make(family, dim)()
     _check_family(kind, dim)
     normal = is_normal(kind)
     least = 2 * noise_dim(kind) if normal else 1
     num_draws = max(64, 2 * least) if num_draws is None else check_count("num_draws", num_draws, minimum=least)
 
-    frame, module = _first_frame(log_target, space, start, family, num_draws), _make(family, dim)
+    frame, module = _first_frame(log_target, space, starts, family, num_draws), _make(family, dim)
 
     def climb(size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
         """Maximise over so many draws; then, where that can be said, q is the next frame, in which it is standard."""
@@ -523,27 +553,31 @@ def _fit_frozen(
     return _Fit(q, drift)
 
 
-def _first_frame(log_target: LogJoint, space: Space, start: Tensor, family: Family, num_draws: int) -> Frame:
+def _first_frame(log_target: LogJoint, space: Space, starts: list[Tensor], family: Family, num_draws: int) -> Frame:
     """Of all places on the way to the mode, the one where q has the highest ELBO.
 
     That is the mode itself where the posterior is near Normal, and not where it is a funnel, or has no mode at all.
     """
-    module = _make(family, len(start))
+    module = _make(family, space.dim)
     kind = module()
     noise = standardised_noise(num_draws, noise_dim(kind)) if is_normal(kind) else num_draws
-    best, best_value, since = Frame(start, torch.ones_like(start)), -math.inf, 0
-    for at, covariance, _ in _climb(log_target, start):
-        if isinstance(kind, MultivariateNormal):
-            scale = torch.linalg.cholesky(covariance)
-        else:  # a diagonal q is as wide as the conditional standard deviations, not the marginal ones
-            scale = torch.linalg.inv(covariance).diagonal().clamp(min=1e-300).rsqrt()
-        frames = [Frame(at, scale), Frame(at, 0.1 * scale)]
-        values = [_frozen_elbo(log_target, frame, module, noise) for frame in frames]
-        since += 1
-        if max(values) > best_value:
-            best, best_value, since = frames[values.index(max(values))], max(values), 0
-        if since == PATIENCE:
-            break
+    best, best_value = Frame(starts[0], torch.ones_like(starts[0])), -math.inf
+    for start in starts:
+        since, highest = 0, -math.inf
+        for at, covariance, _ in _climb(log_target, start):
+            if isinstance(kind, MultivariateNormal):
+                scale = torch.linalg.cholesky(covariance)
+            else:  # a diagonal q is as wide as the conditional standard deviations, not the marginal ones
+                scale = torch.linalg.inv(covariance).diagonal().clamp(min=1e-300).rsqrt()
+            for frame in (Frame(at, scale), Frame(at, 0.1 * scale)):
+                value = _frozen_elbo(log_target, frame, module, noise)
+                if value > best_value:
+                    best, best_value = frame, value
+                if value > highest:
+                    highest, since = value, 0
+            since += 1
+            if since > PATIENCE:
+                break
     if best_value == -math.inf:
         _refuse(log_target, space, reparameterise(best.place(kind), noise).detach())
     return best

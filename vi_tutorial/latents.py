@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +96,11 @@ class Space:
         for name, part in self.parts(u):
             total = total + self.transforms[name].log_abs_det_jacobian(part, z[name]).reshape(len(u), -1).sum(-1)
         return total
+
+    def mask(self, names: Iterable[str]) -> Tensor:
+        """Which coordinates of the vector belong to these latents, shape ``(dim,)``, bool."""
+        chosen = set(names)
+        return torch.cat([torch.full((size,), name in chosen) for name, size in self.sizes.items()])
 
     def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
         """The vector of a start: zeros, but for the latents that are given."""
