@@ -26,7 +26,7 @@ from torch.distributions import (
     constraints,
 )
 
-from vi_tutorial import data, families, frozen, inference, models
+from vi_tutorial import data, evaluation, families, frozen, models, posterior
 from vi_tutorial.elbo import iwae
 from vi_tutorial.inference import UntrustworthyWarning, fit_posterior, fit_posterior_stochastic, laplace
 from vi_tutorial.latents import Latent, Space, examine, unconstrained
@@ -41,7 +41,7 @@ def regression() -> tuple[models.LinearGaussian, Tensor]:
     return models.linear_regression(design, prior_scale=30.0, noise_scale=54.0), bunch.y - bunch.y.mean()
 
 
-def quiet(function: Callable, *args: object, **kwargs: object) -> inference.Posterior:
+def quiet(function: Callable, *args: object, **kwargs: object) -> posterior.Posterior:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyWarning)
         return function(*args, **kwargs)
@@ -472,7 +472,7 @@ def test_the_report_names_latents_and_the_limits_of_its_verdict() -> None:
     ],
 )
 def test_means_are_shown_to_the_digits_that_their_spread_allows(centre: float, spread: float, shown: str) -> None:
-    assert inference._rounded(centre, spread).strip() == shown
+    assert posterior._rounded(centre, spread).strip() == shown
 
 
 def test_threads_are_put_back() -> None:
@@ -489,9 +489,9 @@ def test_threads_are_put_back() -> None:
 def test_a_narrow_q_passes_k_hat() -> None:
     """The sentence in the report, tried: 40 % too small, and no alarm."""
     torch.manual_seed(0)
-    z = 0.6 * torch.randn(inference.NUM_FRESH, dtype=torch.float64)
+    z = 0.6 * torch.randn(posterior.NUM_FRESH, dtype=torch.float64)
     log_weight = Normal(0.0, 1.0).log_prob(z) - Normal(0.0, 0.6).log_prob(z)
-    assert inference.pareto_k(log_weight) < inference.pareto_k_threshold(inference.NUM_FRESH)
+    assert evaluation.pareto_k(log_weight) < posterior.pareto_k_threshold(posterior.NUM_FRESH)
 
 
 # --- Misuse ------------------------------------------------------------------------------------------

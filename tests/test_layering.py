@@ -25,6 +25,8 @@ FLOORS = {
     "models": 1,
     "em": 2,
     "training": 2,
+    "_climb": 2,
+    "posterior": 2,
     "inference": 2,
     "evaluation": 2,
     "checks": 3,

@@ -11,323 +11,46 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import optimize
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal
+from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from vi_tutorial import training
+from vi_tutorial._climb import climb, look_around, one_thread, other_starts
 from vi_tutorial._validation import check_count, check_data
-from vi_tutorial.distributions import diagonal_normal, full_normal
-from vi_tutorial.elbo import LogJoint, draw, elbo, elbo_sticking_the_landing, weigh
-from vi_tutorial.evaluation import effective_sample_size, pareto_k
+from vi_tutorial.distributions import full_normal
+from vi_tutorial.elbo import LogJoint, elbo, elbo_sticking_the_landing, weigh
 from vi_tutorial.families import FullRankNormal
 from vi_tutorial.frozen import Frame, is_normal, noise_dim, reparameterise, standardised_noise
 from vi_tutorial.latents import Latent, Space, Values, examine, unconstrained
+from vi_tutorial.posterior import Fit, Posterior, UntrustworthyWarning, assess, drift_between
 
 __all__ = [
     "Latent",
     "Posterior",
     "UntrustworthyWarning",
-    "WeightedSample",
     "fit_posterior",
     "fit_posterior_stochastic",
     "laplace",
-    "pareto_k_threshold",
 ]
 
 Family = Callable[[int], nn.Module]
 
-NUM_FRESH = 4000
-"""How many fresh draws the reported ELBO and k̂ come from."""
-NUM_SCANNED = 1024
-"""How many places near, and as many far, are looked at for a second start."""
 ROUNDS = 10
 """How many short runs with few draws there are at most before the stages with more."""
 PATIENCE = 10
 """The climb to the mode is broken off when so many places have not raised the ELBO."""
+STAGES, GROWTH = 5, 4
+"""How many stages follow at most, and how many times the draws of the one before each of them has."""
 SETTLED = 0.015
 """The next stage, with more draws, follows while a parameter may still be off by more standard deviations than this."""
 NEGLIGIBLE = 1e-3
 """And while that may still cost more nats than this."""
-RUN_AWAY = 10.0
-"""A standard error of the ELBO, in nats, that no fit has which found a posterior."""
-ELSEWHERE = 0.5
-"""A start that ended farther from the best one, in posterior standard deviations, has found another optimum."""
-EQUAL_WEIGHTS = 0.95
-"""Weights worth this share of their number are so nearly equal that the shape of their tail, k̂, says nothing."""
-
-
-class WeightedSample(NamedTuple):
-    """Draws from q and what they weigh; see :meth:`Posterior.weighted_sample`.
-
-    Attributes:
-        z: The named latents in their own units, ``(num_samples, *shape)`` each.
-        log_weight: Shape ``(num_samples,)``, nats.
-
-    Example:
-        >>> WeightedSample({"a": torch.zeros(2)}, torch.zeros(2)).log_weight.softmax(0)
-        tensor([0.5000, 0.5000])
-    """
-
-    z: Values
-    log_weight: Tensor
-
-
-class UntrustworthyWarning(UserWarning):
-    """The fit's own diagnostics speak against it.
-
-    Example:
-        >>> issubclass(UntrustworthyWarning, UserWarning)
-        True
-    """
-
-
-# --- The mode and its curvature --------------------------------------------------------------------
-
-
-def _curvature(log_target: LogJoint, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, gradient and Hessian of the log target at one point, by one batched double backward pass."""
-    dim = len(u)
-    rows = u.detach().expand(dim, dim).clone().requires_grad_(True)
-    value = log_target(rows)
-    (gradient,) = torch.autograd.grad(value.sum(), rows, create_graph=True)
-    hessian = None
-    if gradient.requires_grad:  # it does not where the log target is linear
-        (hessian,) = torch.autograd.grad(gradient.diagonal().sum(), rows, allow_unused=True)
-    hessian = torch.zeros_like(rows) if hessian is None else hessian
-    return value[0].detach(), gradient[0].detach(), (hessian + hessian.T) / 2
-
-
-def _scaled_inverse(hessian: Tensor) -> tuple[Tensor, bool]:
-    """A positive definite stand-in for (−H)⁻¹, and whether it is the thing itself.
-
-    Works in coordinates of unit curvature, so that latents on scales apart by orders of magnitude are alike;
-    there negative eigenvalues change sign and tiny ones are raised.
-    """
-    unit = hessian.diagonal().abs().clamp(min=1e-12).rsqrt()
-    values, vectors = torch.linalg.eigh(-unit[:, None] * hessian * unit)
-    floor = 1e-9 * values.abs().max().clamp(min=1e-12)
-    inverse = (vectors / values.abs().clamp(min=floor)) @ vectors.T
-    return unit[:, None] * inverse * unit, bool((values > floor).all())
-
-
-class _Place(NamedTuple):
-    """A point, a positive definite stand-in for the inverse curvature there, and whether it is a mode."""
-
-    at: Tensor
-    covariance: Tensor
-    is_mode: bool
-
-
-def _climb(log_target: LogJoint, start: Tensor, most: int = 100) -> Iterator[_Place]:
-    """The places that damped Newton steps pass on their way up."""
-    u = start
-    for _ in range(most):
-        value, gradient, hessian = _curvature(log_target, u)
-        if not (gradient.isfinite().all() and hessian.isfinite().all()):
-            return
-        covariance, definite = _scaled_inverse(hessian)
-        step = covariance @ gradient
-        decrement = (gradient @ step).item()
-        if decrement < 1e-8:
-            yield _Place(u, covariance, definite)
-            return
-        trial = _uphill(log_target, u, value, step, decrement)
-        yield _Place(u, covariance, trial is None and definite and decrement < 1e-3)
-        if trial is None:
-            return
-        u = trial
-
-
-def _uphill(log_target: LogJoint, u: Tensor, value: Tensor, step: Tensor, decrement: float) -> Tensor | None:
-    """The first point, in halving distances along the step, that lies high enough."""
-    for halvings in range(40):
-        length = 0.5**halvings
-        if _quietly(log_target, u + length * step) >= value + 1e-4 * length * decrement:
-            return u + length * step
-    return None
-
-
-def _quietly(log_target: LogJoint, u: Tensor) -> Tensor:
-    """The log target at one point; minus infinity where it cannot be had."""
-    try:
-        with torch.no_grad():
-            value = log_target(u[None])[0]
-    except ValueError as error:
-        if "log_joint must return" in str(error):
-            raise
-        return torch.tensor(-torch.inf)
-    return value if not value.isnan() else torch.tensor(-torch.inf)
-
-
-# --- Fitting ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """A fitted approximation of the posterior, and what is known about its quality. ``str`` gives a report.
-
-    Attributes:
-        q: The distribution of the unconstrained vector.
-        elbo: From fresh draws, nats.
-        elbo_standard_error: Of that estimate, nats.
-        pareto_k: k̂ of the same draws.
-        effective_sample_size: Of the same draws, as a share of their number.
-        drift: By how many posterior standard deviations a mean or a log standard deviation moved, at most, between the
-            last two stages of the fit; after a stochastic fit also by how many the slope would still move a mean.
-        restarts: The fresh ELBO of each start, nats, best first.
-        restart_distances: How far each of them ended from the best one, in posterior standard deviations.
-        seconds: How long the fit took.
-        space: The map between the named latents and the unconstrained vector.
-        log_target: The log joint of the unconstrained vector, nats.
-
-    Example:
-        >>> from torch.distributions import constraints
-        >>> posterior = fit_posterior(lambda z: -0.5 * z["a"] ** 2, {"a": constraints.real})
-        >>> abs(posterior.mean()["a"].item()) < 1e-6
-        True
-    """
-
-    q: Distribution
-    elbo: float
-    elbo_standard_error: float
-    pareto_k: float
-    effective_sample_size: float
-    drift: float
-    restarts: tuple[float, ...]
-    restart_distances: tuple[float, ...]
-    seconds: float
-    space: Space
-    log_target: LogJoint
-
-    def sample(self, num_samples: int) -> Values:
-        """Draws of the named latents in their own units, ``(num_samples, *shape)`` each."""
-        check_count("num_samples", num_samples)
-        with torch.no_grad():
-            return self.space.constrain(self.q.sample(torch.Size([num_samples])))
-
-    def weighted_sample(self, num_samples: int) -> WeightedSample:
-        r"""Draws from q with their log weights, :math:`\log w = \log p(x, u) - \log q(u)`, in nats.
-
-        Weighted by ``log_weight.softmax(0)`` they estimate posterior means, and ``iwae(log_weight)`` the evidence, as
-        long as k̂ does not speak against it: the weights mend what q has wrong where it has put draws.
-        """
-        check_count("num_samples", num_samples)
-        with torch.no_grad():
-            u, log_weight = _weigh_draws(self.log_target, self.q, num_samples)
-            return WeightedSample(self.space.constrain(u), log_weight)
-
-    def _moment(self, function: Callable[[Tensor], Tensor], num_samples: int = 20_000) -> Values:
-        noise = standardised_noise(max(num_samples, 2 * noise_dim(self.q)), noise_dim(self.q))
-        with torch.no_grad():
-            u = reparameterise(self.q, noise if is_normal(self.q) else num_samples)
-            return {name: function(value) for name, value in self.space.constrain(u).items()}
-
-    def mean(self) -> Values:
-        """Posterior means of the named latents under q, in their own units."""
-        return self._moment(lambda value: value.mean(0))
-
-    def stddev(self) -> Values:
-        """Posterior standard deviations of the named latents under q, in their own units."""
-        return self._moment(lambda value: value.std(0, unbiased=False))
-
-    def problems(self) -> list[str]:
-        """What speaks against the fit, in words; empty when nothing does."""
-        if not self.elbo_standard_error < RUN_AWAY:
-            return [
-                "the log weights of q's draws differ by hundreds of nats: q has run away, as happens where log_joint "
-                "has no finite integral. Is a prior, or the log Jacobian of a change of variables, missing?"
-            ]
-        threshold = pareto_k_threshold(NUM_FRESH)
-        found = []
-        if self.pareto_k > threshold and self.effective_sample_size < EQUAL_WEIGHTS:
-            found.append(
-                f"k̂ = {self.pareto_k:.2f} is above {threshold:.2f}: q misses a tail of the posterior, so importance "
-                "weights, and possibly means and standard deviations, are off. Try a richer family, another "
-                "parameterisation, or weights from a proposal with longer tails than q"
-            )
-        if self.drift > 0.1:
-            found.append(
-                f"the parameters still moved by {self.drift:.2f} posterior standard deviations in the last stage: the "
-                "ELBO may look flat, but the fit has not settled"
-            )
-        elsewhere = sum(distance > ELSEWHERE for distance in self.restart_distances)
-        if elsewhere:
-            found.append(
-                f"{elsewhere} of {len(self.restarts)} starts ended elsewhere, up to {max(self.restart_distances):.1f} "
-                f"posterior standard deviations away, and the ELBOs run from {self.restarts[-1]:.2f} to "
-                f"{self.restarts[0]:.2f} nats: there are several optima, q describes one of them, and the best one "
-                "seen may not be the best there is"
-            )
-        return found
-
-    def __str__(self) -> str:
-        mean, stddev = self.mean(), self.stddev()
-        restarted = len(self.restarts) > 1
-        lines = [
-            f"ELBO {self.elbo:.3f} ± {self.elbo_standard_error:.3f} nats,  k̂ {self.pareto_k:.2f},  "
-            f"weights worth {self.effective_sample_size:.0%} of their number",
-            f"drift {self.drift:.2f} sd in the last stage"
-            + (
-                f",  {len(self.restarts)} starts ended up to {max(self.restart_distances):.2f} sd apart"
-                if restarted
-                else ""
-            ),
-        ]
-        for name, value in mean.items():
-            pairs = zip(value.reshape(-1).tolist(), stddev[name].reshape(-1).tolist(), strict=True)
-            for index, (centre, spread) in zip(np.ndindex(*value.shape), pairs, strict=True):
-                label = name if value.ndim == 0 else f"{name}[{', '.join(map(str, index))}]"
-                lines.append(f"  {label:<16} {_rounded(centre, spread)}")
-        verdict = self.problems() or [
-            "nothing speaks against this fit. k̂ can alarm but never certify: it sees only where q has put its draws, "
-            "so a q that is too narrow, or sits on one of several modes, passes"
-        ]
-        return "\n".join(lines + [f"* {line}" for line in verdict])
-
-
-def _rounded(centre: float, spread: float) -> str:
-    """A mean and a standard deviation, both to the second digit of the latter."""
-    if not 0 < spread < math.inf:
-        return f"{centre:>12.6g} ± {spread:.2g}"
-    digits = 1 - math.floor(math.log10(float(f"{spread:.1e}")))
-    if not -4 < digits < 8:
-        return f"{centre:>12.5g} ± {spread:.2g}"
-    return f"{round(centre, digits) + 0.0:>12.{max(digits, 0)}f} ± {round(spread, digits):.{max(digits, 0)}f}"
-
-
-def pareto_k_threshold(num_samples: int) -> float:
-    r"""Above which k̂ an importance-sampling estimate is not to be trusted.
-
-    .. math:: \min(1 - 1 / \log_{10} S, \; 0.7)
-
-    Args:
-        num_samples: S, at least 25.
-
-    Returns:
-        The threshold.
-
-    Raises:
-        TypeError, ValueError: If ``num_samples`` is not an ``int`` of at least 25.
-
-    Source:
-        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto Smoothed Importance Sampling, JMLR 25(72).
-
-    Example:
-        >>> pareto_k_threshold(100), pareto_k_threshold(10_000)
-        (0.5, 0.7)
-    """
-    check_count("num_samples", num_samples, minimum=25)
-    return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
 def fit_posterior(
@@ -389,17 +112,17 @@ def fit_posterior(
     check_count("num_restarts", num_restarts)
     space = Space(latents)
     start = space.unconstrain(initial or {})
-    with _one_thread():
+    with one_thread():
         examine(log_joint, space, start)
         log_target = unconstrained(log_joint, space)
         is_given = space.mask(initial or {})
-        starts = [start, *_look_around(log_target, start, is_given, seed)]
+        starts = [start, *look_around(log_target, start, is_given, seed)]
         fits = [_fit_frozen(log_target, space, starts, family, num_draws, seed)]
-        for index, place in enumerate(_other_starts(log_target, fits[0].q, start, num_restarts - 1, seed), start=1):
+        for index, place in enumerate(other_starts(log_target, fits[0].q, start, num_restarts - 1, seed), start=1):
             # By turns from afar and from nearby; where the user has given the start, from nearby only.
-            starts = _look_around(log_target, start, is_given, seed + index) if index % 2 else []
+            starts = look_around(log_target, start, is_given, seed + index) if index % 2 else []
             fits.append(_fit_frozen(log_target, space, starts or [place], family, num_draws, seed))
-        return _assess(fits, log_target, space, started, seed)
+        return assess(fits, log_target, space, started, seed)
 
 
 def laplace(
@@ -446,78 +169,16 @@ def laplace(
     start = space.unconstrain(initial or {})
     examine(log_joint, space, start)
     log_target = unconstrained(log_joint, space)
-    *_, last = _climb(log_target, start)
+    *_, last = climb(log_target, start)
     if not last.is_mode:
         raise ValueError("log_joint must have a mode with negative definite curvature; none was found from the start")
     q = full_normal(last.at, torch.linalg.cholesky(last.covariance))
-    return _assess([_Fit(q, 0.0)], log_target, space, started, seed)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it brings: on a busy machine, tens of times more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _other_starts(log_target: LogJoint, q: Distribution, start: Tensor, count: int, seed: int) -> list[Tensor]:
-    """Places around the start, as far apart as the first fit is wide, and as its way from the start is long."""
-    with torch.no_grad():
-        u = reparameterise(q, standardised_noise(2 * noise_dim(q), noise_dim(q)) if is_normal(q) else 1000)
-    reach = torch.maximum((u.mean(0) - start).abs(), 5 * u.std(0)).clamp(min=1.0)
-    generator = torch.Generator().manual_seed(seed)
-    places = []
-    for _ in range(count):
-        step = reach * torch.randn(len(start), dtype=torch.float64, generator=generator)
-        while not _is_smooth(log_target, start + step):
-            step = step / 2  # towards the start, where the log joint is known to be finite
-        places.append(start + step)
-    return places
-
-
-def _look_around(log_target: LogJoint, start: Tensor, is_given: Tensor, seed: int) -> list[Tensor]:
-    """The highest of some hundred places, near and far; latents whose start the user has given stay there.
-
-    From zero a climb can end where the data are explained by noise alone, as when a rate is a thousandth.
-    """
-    if is_given.all():
-        return []
-    engine = torch.quasirandom.SobolEngine(len(start), scramble=True, seed=seed)
-    uniform = engine.draw(NUM_SCANNED, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
-    found = []
-    for steps in (math.sqrt(2) * torch.erfinv(2 * uniform - 1), 20 * (uniform - 0.5)):  # of size 1, and up to 10
-        u = start + torch.where(is_given, 0.0, steps)
-        try:
-            with torch.no_grad():
-                value = log_target(u).nan_to_num(-torch.inf, posinf=-torch.inf)
-        except ValueError:  # some of them are out of the user's reach
-            continue
-        best = u[value.argmax()]
-        if _is_smooth(log_target, best):
-            found.append((value.max().item(), best))
-    return [max(found, key=lambda place: place[0])[1]] if found else []
-
-
-def _is_smooth(log_target: LogJoint, u: Tensor) -> bool:
-    try:
-        return all(bool(part.isfinite().all()) for part in _curvature(log_target, u))
-    except ValueError:
-        return False
-
-
-class _Fit(NamedTuple):
-    q: Distribution
-    drift: float
+    return assess([Fit(q, 0.0)], log_target, space, started, seed)
 
 
 def _fit_frozen(
     log_target: LogJoint, space: Space, starts: list[Tensor], family: Family, num_draws: int | None, seed: int
-) -> _Fit:
+) -> Fit:
     dim = space.dim
     kind = _make(family, dim)()
     _check_family(kind, dim)
@@ -527,7 +188,7 @@ def _fit_frozen(
 
     frame, module = _first_frame(log_target, space, starts, family, num_draws), _make(family, dim)
 
-    def climb(size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
+    def ascend(size: int, stage: int, most: int, tolerance: float) -> tuple[Distribution, float]:
         """Maximise over so many draws; then, where that can be said, q is the next frame, in which it is standard."""
         nonlocal frame, module
         noise = standardised_noise(size, noise_dim(kind), seed + stage) if normal else size
@@ -539,18 +200,18 @@ def _fit_frozen(
         return q, gain
 
     for _ in range(ROUNDS):  # few draws and short runs
-        q, gain = climb(num_draws, 0, 50, 1e-4)
+        q, gain = ascend(num_draws, 0, 50, 1e-4)
         if gain < 0.1:
             break
     drift, size = math.inf, num_draws
-    for stage, growth in enumerate((8, 4, 4, 4), start=1):
-        earlier, size = q, size * growth
-        q, gain = climb(size, stage, 1000, 1e-9)
-        drift = _drift(earlier, q)
+    for stage in range(1, STAGES + 1):
+        earlier, size = q, GROWTH * size
+        q, gain = ascend(size, stage, 1000, 1e-9)
+        drift = drift_between(earlier, q)
         # The error that the earlier draws caused, and the nats it cost, less what so many more draws leave of them.
-        if drift < SETTLED * math.sqrt(growth) or gain < NEGLIGIBLE * growth:
+        if drift < SETTLED * math.sqrt(GROWTH) or gain < NEGLIGIBLE * GROWTH:
             break
-    return _Fit(q, drift)
+    return Fit(q, drift)
 
 
 def _first_frame(log_target: LogJoint, space: Space, starts: list[Tensor], family: Family, num_draws: int) -> Frame:
@@ -564,7 +225,7 @@ def _first_frame(log_target: LogJoint, space: Space, starts: list[Tensor], famil
     best, best_value = Frame(starts[0], torch.ones_like(starts[0])), -math.inf
     for start in starts:
         since, highest = 0, -math.inf
-        for at, covariance, _ in _climb(log_target, start):
+        for at, covariance, _ in climb(log_target, start):
             if isinstance(kind, MultivariateNormal):
                 scale = torch.linalg.cholesky(covariance)
             else:  # a diagonal q is as wide as the conditional standard deviations, not the marginal ones
@@ -615,19 +276,6 @@ def _bound(log_target: LogJoint, q: Distribution, noise: Tensor | int) -> Tensor
     if is_normal(q):
         return elbo(log_target(z)) + q.entropy()
     return elbo(weigh(log_target, q, z).log_weight)
-
-
-def _weigh_draws(log_target: LogJoint, q: Distribution, num_draws: int) -> tuple[Tensor, Tensor]:
-    """Fresh draws and log weights; of a correlated Normal where it is standard, to keep the digits of log q."""
-    if isinstance(q, LowRankMultivariateNormal):
-        q = full_normal(q.loc, torch.linalg.cholesky(q.covariance_matrix))
-    if not isinstance(q, MultivariateNormal):
-        draws = draw(log_target, q, num_draws)
-        return draws.z, draws.log_weight
-    log_volume = q.scale_tril.diagonal().log().sum()
-    standard = diagonal_normal(torch.zeros_like(q.loc), torch.ones_like(q.loc))
-    draws = draw(lambda v: log_target(reparameterise(q, v)) + log_volume, standard, num_draws)
-    return reparameterise(q, draws.z), draws.log_weight
 
 
 def _make(family: Family, dim: int) -> nn.Module:
@@ -684,19 +332,6 @@ def _maximise(
         return frame.place(module()), -found.fun if better else 0.0
 
 
-def _drift(before: Distribution, after: Distribution) -> float:
-    """The largest move of a mean, in standard deviations, or of a log standard deviation."""
-    with torch.no_grad():
-        if is_normal(after):
-            means, scales = (before.mean, after.mean), (before.stddev, after.stddev)
-        else:
-            draws = [reparameterise(q, 2000) for q in (before, after)]
-            means, scales = (draws[0].mean(0), draws[1].mean(0)), (draws[0].std(0), draws[1].std(0))
-        moved = ((means[1] - means[0]) / scales[1]).abs().max()
-        widened = (scales[1] / scales[0]).log().abs().max()
-    return max(moved.item(), widened.item())
-
-
 def _pull(log_target: LogJoint, q: Distribution, seed: int) -> float:
     """How far, in standard deviations, the ELBO's slope would still move a mean of a Normal posterior as wide as q.
 
@@ -709,35 +344,6 @@ def _pull(log_target: LogJoint, q: Distribution, seed: int) -> float:
     move = torch.zeros_like(scale, requires_grad=True)
     bound = elbo(weigh(log_target, q, z + scale * move).log_weight)
     return torch.autograd.grad(bound, move)[0].abs().max().item()
-
-
-def _assess(fits: list[_Fit], log_target: LogJoint, space: Space, started: float, seed: int) -> Posterior:
-    """The best fit by fresh draws, with its diagnostics."""
-    judged = []
-    for fit in fits:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
-            log_weight = _weigh_draws(log_target, fit.q, NUM_FRESH)[1]
-        judged.append((elbo(log_weight).item(), log_weight, fit))
-    judged.sort(key=lambda row: -row[0])
-    value, log_weight, fit = judged[0]
-    sound = bool(log_weight.isfinite().all())
-    posterior = Posterior(
-        q=fit.q,
-        elbo=value,
-        elbo_standard_error=log_weight.std().item() / math.sqrt(NUM_FRESH),
-        pareto_k=pareto_k(log_weight).item() if sound else math.inf,
-        effective_sample_size=effective_sample_size(log_weight).item() / NUM_FRESH if sound else 0.0,
-        drift=fit.drift,
-        restarts=tuple(row[0] for row in judged),
-        restart_distances=tuple(_drift(row[2].q, fit.q) for row in judged),
-        seconds=time.perf_counter() - started,
-        space=space,
-        log_target=log_target,
-    )
-    if problems := posterior.problems():
-        warnings.warn("; ".join(problems), UntrustworthyWarning, stacklevel=3)
-    return posterior
 
 
 def fit_posterior_stochastic(
@@ -851,5 +457,5 @@ def fit_posterior_stochastic(
         )
     with torch.no_grad():
         q = frame.place(module())
-    drift = max(_drift(halfway[0], q), _pull(whole, q, seed))
-    return _assess([_Fit(q, drift)], whole, space, started, seed)
+    drift = max(drift_between(halfway[0], q), _pull(whole, q, seed))
+    return assess([Fit(q, drift)], whole, space, started, seed)
