@@ -494,6 +494,39 @@ def test_a_narrow_q_passes_k_hat() -> None:
     assert evaluation.pareto_k(log_weight) < posterior.pareto_k_threshold(posterior.NUM_FRESH)
 
 
+def test_linear_response_is_exact_for_a_normal_posterior(regression: tuple[models.LinearGaussian, Tensor]) -> None:
+    model, x = regression
+    given = model.given(x)
+    dim = model.weight.shape[1]
+    fit = quiet(fit_posterior, lambda z: given(z["z"]), {"z": Latent(REAL, (dim,))}, family=families.MeanFieldNormal)
+    exact = model.posterior(x).stddev
+    assert (fit.stddev()["z"] < 0.9 * exact).any()
+    torch.testing.assert_close(posterior.linear_response(fit)["z"], exact, rtol=1e-6, atol=0)
+
+
+def test_linear_response_in_the_latents_own_units() -> None:
+    """Two positive latents whose logarithms are Normal with correlation 0.9: the exact sds are a log-normal's."""
+    covariance = 0.04 * torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
+    target = MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance)
+
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        log = z["a"].log()
+        return target.log_prob(log) - log.sum(-1)
+
+    fit = quiet(fit_posterior, log_joint, {"a": Latent(constraints.positive, (2,))}, family=families.MeanFieldNormal)
+    exact = math.exp(0.02) * math.sqrt(math.expm1(0.04))
+    assert fit.stddev()["a"][0].item() < 0.5 * exact
+    assert posterior.linear_response(fit)["a"][0].item() == pytest.approx(exact, rel=0.03)
+
+
+def test_linear_response_asks_for_a_mean_field_fit() -> None:
+    full = fit_posterior(lambda z: -(z["a"] ** 2), {"a": REAL})
+    with pytest.raises(ValueError, match=r"mean-field q.*received MultivariateNormal"):
+        posterior.linear_response(full)
+    with pytest.raises(TypeError, match="posterior must be a Posterior; received MultivariateNormal"):
+        posterior.linear_response(full.q)
+
+
 # --- Misuse ------------------------------------------------------------------------------------------
 
 X = torch.arange(4.0, dtype=torch.float64)
