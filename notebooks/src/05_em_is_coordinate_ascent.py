@@ -688,11 +688,11 @@ for _ in range(450):
     heights.append(joint.logsumexp(-1).sum(-1))
     forty = m_step(joint.softmax(-1), x)
 heights = torch.stack(heights)  # (450, 40)
-ends = heights[-1].round(decimals=2)
+ends = heights[-1].round(decimals=1)
 found, times = ends.unique(return_counts=True)
 assert (heights.diff(dim=0) > -1e-8).all()  # forty runs, and not one step down
 for end, number in zip(found.tolist(), times.tolist(), strict=True):
-    print(f"log p(x) = {end:.2f}: {number} of 40 starts")
+    print(f"log p(x) = {end:.1f}: {number} of 40 starts")
 
 solutions = [tuple(part[(ends == end).nonzero()[0, 0]] for part in forty) for end in found]
 rates = {}
@@ -707,7 +707,7 @@ gap_3 = (typical[-1] - typical).numpy()
 begin = [value.numpy() for value in starts[0]]
 setting = {"weights_init": begin[0], "means_init": begin[1], "precisions_init": np.linalg.inv(begin[2])}
 early = SklearnMixture(3, **setting).fit(x.numpy())
-print(f"first start: {typical[-1]:.2f}; scikit-learn's default stops after {early.n_iter_} steps, ", end="")
+print(f"first start: {typical[-1]:.1f}; scikit-learn's default stops early, ", end="")
 print(f"{typical[-1].item() - num_data * early.score(x.numpy()):.1f} nats below")
 
 # %% mystnb={"image": {"alt": "Gap to the end point on a logarithmic axis over 200 steps. With two components it drops almost vertically below one billionth of a nat within 13 steps; with three it stays on a plateau, about one nat below, for 150 steps, and then falls along a long straight slope. Dotted lines show that the predicted slopes, rho squared per step, are parallel to the ends of both curves."}}
@@ -723,7 +723,7 @@ with plots.style():
     late = int((gap_3 > 1e-6).sum())
     for begin_at, value, r, length in (
         (9, errors[9], rate, 4),
-        (late - 100, gap_3[late - 100], rates[round(found[1].item(), 2)], 90),
+        (late - 100, gap_3[late - 100], rates[found[1].item()], 90),
     ):
         t = np.arange(length)
         ax.semilogy(begin_at + t, 3 * value * r ** (2 * t), ":", color=plots.COLOURS.evidence, linewidth=2)
@@ -921,7 +921,7 @@ with plots.style():
     ax.set_title("The family, the optimiser, or θ: the ledger says who is to blame")
 
 # %% [markdown]
-# From a good start hard EM loses next to nothing here: no label is in doubt, so a $q$ without doubt is nearly exact.
+# From a good start hard EM loses next to nothing here: hardly a label is in doubt, so a $q$ without doubt is nearly exact.
 # From the bad start it stops 162 nats below the top, where soft EM, *from the same start*, gets to the top, if slowly.
 # A hard label is a rash decision, and it is hard to undo: small changes of θ do not flip it.
 #
@@ -954,14 +954,14 @@ checks.quadrature(
 
 # %% [markdown]
 # 17 % too far apart, for ever. Each tail that reaches over zero is booked on the wrong side, and pushes the means apart.
-# The restricted $q$ has bent θ **towards a model whose labels are less in doubt**. Chapter 07 makes a theorem of this.
+# The restricted $q$ has bent θ **towards a model whose labels are less in doubt**. Chapter 07 is about this pull.
 #
 # ## Two ways to fail
 #
 # **Local maxima.** EM goes up, and up may be a lesser hill. With two components both starts above, the lucky and the
 # unlucky one, lead to one top. With three they led to three. Which one of them would you have believed?
 
-# %% mystnb={"image": {"alt": "Three panels with the data and three ellipses each. At minus 1119.64, found by 3 starts of 40, the third component reaches from the short cloud into the gap between the clouds. At minus 1119.21, by 33 starts, it is a long thin ellipse along both clouds. At minus 1114.44, by 4 starts, it is a narrow sliver within the short cloud."}}
+# %% mystnb={"image": {"alt": "Three panels with the data and three ellipses each. At minus 1119.6, found by 3 starts of 40, the third component reaches from the short cloud into the gap between the clouds. At minus 1119.2, by 33 starts, it is a long thin ellipse along both clouds. At minus 1114.4, by 4 starts, it is a narrow sliver within the short cloud."}}
 assert found.argmax() == 2
 assert times.argmax() == 1  # the top most often found is not the highest
 with plots.style():
@@ -971,7 +971,7 @@ with plots.style():
         for c in range(3):
             plots.normal_ellipse(theta[1][c], theta[2][c], ax, levels=[2.0], colour=plots.COLOURS.theta)
         ax.set(xlabel="duration (min)", xlim=(1, 6), ylim=(38, 102))
-        ax.set_title(f"{number} starts:\n{end:.2f} nats".replace("-", "−"), size=11)
+        ax.set_title(f"{number} starts:\n{end:.1f} nats".replace("-", "−"), size=11)
     axes[0].set_ylabel("wait (min)")
 
 # %% [markdown]
@@ -1008,8 +1008,8 @@ checks.exact(
 assert on_a_point(1e-80) > top
 
 # %% [markdown]
-# A width of $10^{-80}$ minutes beats our best fit by 200 nats, and says nothing about geysers. The density on the
-# point grows like $1/w^2$; all other eruptions are looked after by the other component. **The likelihood has no upper
+# A component $10^{-80}$ times as wide as the data beats our best fit by 200 nats, and says nothing about geysers. The
+# density on the point grows like $1/w^2$; all other eruptions are looked after by the other component. **The likelihood has no upper
 # bound. "The maximum-likelihood mixture" does not exist**; what EM finds are local maxima, and −1130.26 is a good one
 # because it is *not* the global one.
 #
@@ -1035,7 +1035,7 @@ model = near_a_hole()
 guarded = em.em(model, x, m_step=partial(em.m_step, min_variance=0.01))
 smallest = torch.linalg.eigvalsh(model.covariance_matrix.detach()).min().item()
 assert smallest > 0.01 - 1e-9
-print(f"with a floor of 0.01 min²: ends at {guarded.log_evidence[-1]:.2f} nats, smallest variance {smallest:.3f} min²")
+print(f"with a floor of 0.01 min²: ends at {guarded.log_evidence[-1]:.1f} nats, smallest variance {smallest:.3f} min²")
 
 # %% [markdown]
 # ## The same two steps when $z$ is a number
