@@ -134,6 +134,9 @@ largest_step = Exercise(
         "the scaling by the diagonal forgotten: the limit of plain gradient ascent on the means": lambda precision: (
             2 / torch.linalg.eigvalsh(precision)[-1]
         ),
+        "eigvalsh of a matrix that is not symmetric: it reads one triangle only": lambda precision: (
+            2 / torch.linalg.eigvalsh(precision / precision.diagonal()[:, None])[-1]
+        ),
         "1/λ instead of 2/λ: the step that never overshoots": lambda precision: 1 / _top_scaled(precision),
         "the first eigenvalue in the list, which need not be the largest": lambda precision: (
             2 / torch.linalg.eigvals(precision / precision.diagonal()[:, None])[0].real
