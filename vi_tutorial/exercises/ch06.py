@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from vi_tutorial.data import digits, wine
 from vi_tutorial.exercises import Exercise
 
-__all__ = ["chosen_latent_dim", "diagonal_gap", "m_step_weight", "stale_theta_step"]
+__all__ = ["chosen_latent_dim", "diagonal_gap", "m_step_weight"]
 
 Array = NDArray[np.float64]
 
@@ -23,45 +23,7 @@ def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- 06.E1: a step in θ with a stale q ---
-
-
-def _stale_step_by_search(mean_x: float, phi: float) -> Array:
-    """Gauss–Hermite for E_q, a scalar search for the best θ, SciPy's normal for the evidence."""
-    node, weight = np.polynomial.hermite_e.hermegauss(20)
-    weight = weight / weight.sum()
-    z = (mean_x - phi) / 2 + np.sqrt(0.5) * node  # the data's spread adds the same to every θ
-
-    def bound(theta: float) -> float:
-        return float(weight @ stats.norm.logpdf(mean_x, theta + z, 1.0))
-
-    reach = abs(phi - mean_x) + 1.0
-    best = optimize.minimize_scalar(
-        lambda theta: -bound(theta), bounds=(mean_x - reach, mean_x + reach), method="bounded", options={"xatol": 1e-10}
-    ).x
-    evidence = stats.norm.logpdf(mean_x, [mean_x, best], np.sqrt(2.0))
-    return np.array([best, bound(best) - bound(mean_x), evidence[1] - evidence[0]])
-
-
-stale_theta_step = Exercise(
-    "06.E1",
-    "One number for θ and one for φ: the step in θ that maximises the ELBO at a fixed, stale φ, and what it does.",
-    _stale_step_by_search,
-    ((0.0, 4.0), (1.0, 3.0), (-2.0, 0.5)),
-    {
-        "the belief that log p(x) moves by as much as the ELBO": lambda m, f: np.array(
-            [(m + f) / 2, (f - m) ** 2 / 8, (f - m) ** 2 / 8]
-        ),
-        "a fall of log p(x) written as a rise": lambda m, f: np.array(
-            [(m + f) / 2, (f - m) ** 2 / 8, (f - m) ** 2 / 16]
-        ),
-        "a step all the way to φ": lambda m, f: np.array([f, 0.0, -((f - m) ** 2) / 4]),
-    },
-    tolerance=1e-5,
-)
-
-
-# --- 06.E2: the M-step ---
+# --- 06.E1: the M-step ---
 
 
 def _by_least_squares(x: Tensor, means: Tensor, covariance: Tensor) -> Array:
@@ -83,7 +45,7 @@ def _m_step(x: Tensor, means: Tensor, spread: Tensor) -> Tensor:
 
 
 m_step_weight = Exercise(
-    "06.E2",
+    "06.E1",
     "The W that maximises the ELBO of centred data, given the means and the one covariance of q.",
     _by_least_squares,
     (_m_step_case(20, 4, 2, 0), _m_step_case(50, 6, 3, 10), _m_step_case(8, 3, 1, 20)),
@@ -95,15 +57,16 @@ m_step_weight = Exercise(
 )
 
 
-# --- 06.E3: what a diagonal encoder costs ---
+# --- 06.E2: what a diagonal encoder costs in factor analysis ---
 
 
-def _gap_by_search(weight: Tensor, noise_scale: float) -> float:
+def _gap_by_search(weight: Tensor, noise_scale: Tensor) -> float:
     """KL from the best diagonal normal to the exact posterior: L-BFGS over its log variances."""
     size = weight.shape[1]
+    scaled = weight / noise_scale[:, None]
     posterior = torch.distributions.MultivariateNormal(
         torch.zeros(size, dtype=torch.float64),
-        precision_matrix=torch.eye(size, dtype=torch.float64) + weight.mT @ weight / noise_scale**2,
+        precision_matrix=torch.eye(size, dtype=torch.float64) + scaled.mT @ scaled,
     )
 
     def loss(log_variance: Array) -> tuple[float, Array]:
@@ -120,26 +83,34 @@ def _gap_of(matrix: Tensor) -> float:
     return (0.5 * (matrix.diagonal().log().sum() - torch.logdet(matrix))).item()
 
 
-def _scaled_gram(weight: Tensor, noise_scale: float) -> Tensor:
-    return weight.mT @ weight + noise_scale**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
+def _precision(weight: Tensor, noise_scale: Tensor, prior: float = 1.0) -> Tensor:
+    return prior * torch.eye(weight.shape[1], dtype=weight.dtype) + weight.mT @ (weight / noise_scale[:, None].square())
 
 
 diagonal_gap = Exercise(
-    "06.E3",
-    "The approximation gap of the best diagonal q in probabilistic PCA, from W and σ.",
+    "06.E2",
+    "The approximation gap of the best diagonal q in factor analysis, from W and the pixels' σ.",
     _gap_by_search,
-    ((_random(5, 2, seed=1), 0.7), (_random(9, 3, seed=2), 1.5), (torch.eye(4, 2, dtype=torch.float64), 1.0)),
+    (
+        (_random(5, 2, seed=1), torch.linspace(0.4, 1.2, 5, dtype=torch.float64)),
+        (_random(9, 3, seed=2), torch.linspace(2.0, 0.7, 9, dtype=torch.float64)),
+        (_random(4, 2, seed=3), torch.tensor([1.0, 0.1, 3.0, 0.5], dtype=torch.float64)),
+    ),
     {
-        "σ where σ² belongs": lambda w, s: _gap_of(_scaled_gram(w, float(np.sqrt(s)))),
-        "the factor ½ left out": lambda w, s: 2 * _gap_of(_scaled_gram(w, s)),
+        "one σ² for all, the mean of the σ_d²": lambda w, s: _gap_of(
+            _precision(w, s.square().mean().sqrt().expand(len(s)))
+        ),
+        "the prior's I forgotten in the precision": lambda w, s: _gap_of(_precision(w, s, prior=0.0)),
+        "σ where σ² belongs": lambda w, s: _gap_of(_precision(w, s.sqrt())),
+        "the factor ½ left out": lambda w, s: 2 * _gap_of(_precision(w, s)),
         "the posterior's covariance in place of its precision": lambda w, s: _gap_of(
-            torch.linalg.inv(_scaled_gram(w, s))
+            torch.linalg.inv(_precision(w, s))
         ),
     },
 )
 
 
-# --- 06.E4: how many latent dimensions? ---
+# --- 06.E3: how many latent dimensions? ---
 
 
 def _choose_by_sklearn(
@@ -168,7 +139,7 @@ def _study_cases() -> tuple[tuple[Any, ...], ...]:
 
 
 chosen_latent_dim = Exercise(
-    "06.E4",
+    "06.E3",
     "The number of latent dimensions with the highest held-out log-likelihood.",
     _choose_by_sklearn,
     _study_cases(),
