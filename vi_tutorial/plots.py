@@ -231,7 +231,8 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
     low = high - span
     decimals = max(1, 2 - int(np.floor(np.log10(span))))
     gaps = [dict(zip(_GAPS, np.diff(row[:3]), strict=True)) for row in rows]
-    shown = [name for name in _GAPS if any(abs(gap[name]) >= 0.5 * 10.0**-decimals for gap in gaps)]
+    visible = [[name for name in _GAPS if abs(gap[name]) >= 0.5 * 10.0**-decimals] for gap in gaps]
+    shown = [name for name in _GAPS if any(name in names for names in visible)]
     thetas = ["" if led.theta_gap is None else f"θ gap {_nats(led.theta_gap, decimals)}" for led in ledgers]
     elbos = [f"ELBO {_nats(row.elbo, decimals)}" for row in rows]
 
@@ -263,8 +264,8 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
                     scale = min(scale, (room - stub - 16 - _pixels(words, ax)) / (edge - low))
         scale = max(scale, 0.1 * room / span)
         beside = [
-            [name for name in shown if _pixels(_nats(gap[name], decimals), ax) > 0.8 * gap[name] * scale]
-            for gap in gaps
+            [name for name in names if _pixels(_nats(gap[name], decimals), ax) > 0.8 * gap[name] * scale]
+            for gap, names in zip(gaps, visible, strict=True)
         ]
         notes = [
             "\n".join(f"{name.removesuffix(' gap')} {_nats(gap[name], decimals)}" for name in names)
@@ -276,12 +277,12 @@ def ledger_bars(ledgers: Sequence[GapLedger], labels: Sequence[str], ax: Axes) -
     for y, (row, words) in enumerate(zip(rows, elbos, strict=True)):
         ax.barh(y, row.elbo - left, left=left, height=0.46, color=_tint(COLOURS.muted, 0.35), gid="ELBO")
         ax.text(min(row[:3]) - step, y, words, ha="right", va="center", size=10)
-        _draw_gaps(y, row, {name: _nats(gaps[y][name], decimals) for name in shown if name not in beside[y]}, ax)
+        _draw_gaps(y, row, {name: _nats(gaps[y][name], decimals) for name in visible[y] if name not in beside[y]}, ax)
         ax.text(max(row[:3]) + step, y, notes[y], va="center", size=10, linespacing=1.1)
         ax.text(max(row[2:]) + step, y + 0.38, thetas[y], va="center", size=10, color=COLOURS.theta)
     same = np.ptp([row.evidence for row in rows]) < 0.5 * 10.0**-decimals
     for y, row in enumerate(rows[:1] if same else rows):  # one line for all, or one for each
-        bottom = len(rows) - 0.45 if same else y + 0.5
+        bottom = len(rows) - 0.45 if same else y + 0.42
         ax.plot([row.evidence] * 2, [y - 0.6, bottom], color=COLOURS.evidence, linewidth=2, zorder=5)
         words = f"log evidence {_nats(row.evidence, decimals)}"
         side, ha = (-1, "right") if _pixels(words, ax) * 1.15 < (row.evidence - left) * scale else (1, "left")
