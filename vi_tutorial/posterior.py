@@ -146,24 +146,26 @@ class Posterior:
             ]
         threshold = pareto_k_threshold(NUM_FRESH)
         found = []
+        if self.drift > 0.1:
+            found.append(
+                f"the parameters still moved by {self.drift:.2f} posterior standard deviations in the last stage: the "
+                "ELBO may look flat, but the fit has not settled"
+            )
         if self.pareto_k > threshold and self.effective_sample_size < EQUAL_WEIGHTS:
             found.append(
                 f"k̂ = {self.pareto_k:.2f} is above {threshold:.2f}: q misses a tail of the posterior, so importance "
                 "weights, and possibly means and standard deviations, are off. Try a richer family, another "
                 "parameterisation, or weights from a proposal with longer tails than q"
             )
-        if self.drift > 0.1:
-            found.append(
-                f"the parameters still moved by {self.drift:.2f} posterior standard deviations in the last stage: the "
-                "ELBO may look flat, but the fit has not settled"
-            )
         elsewhere = sum(distance > ELSEWHERE for distance in self.restart_distances)
         if elsewhere:
+            lowest, highest = f"{self.restarts[-1]:.2f}", f"{self.restarts[0]:.2f}"
+            alike = lowest == highest
+            elbos = f"all with an ELBO of {highest} nats" if alike else f"with ELBOs from {lowest} to {highest} nats"
             found.append(
                 f"{elsewhere} of {len(self.restarts)} starts ended elsewhere, up to {max(self.restart_distances):.1f} "
-                f"posterior standard deviations away, and the ELBOs run from {self.restarts[-1]:.2f} to "
-                f"{self.restarts[0]:.2f} nats: there are several optima, q describes one of them, and the best one "
-                "seen may not be the best there is"
+                f"posterior standard deviations away, {elbos}: there are several optima, q describes one of them, and "
+                "the best one seen may not be the best there is"
             )
         return found
 

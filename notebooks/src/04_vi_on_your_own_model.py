@@ -30,7 +30,7 @@ from torch.autograd.functional import hessian
 from torch.distributions import Bernoulli, Cauchy, HalfCauchy, HalfNormal, LogNormal, Normal, constraints, kl_divergence
 from torch.nn.functional import logsigmoid, softplus
 
-from vi_tutorial import checks, data, evaluation, families, plots, training
+from vi_tutorial import checks, data, evaluation, families, plots, posterior, training
 from vi_tutorial.distributions import full_normal
 from vi_tutorial.elbo import draw, elbo
 from vi_tutorial.exercises import ch04
@@ -1147,7 +1147,7 @@ early = fit_posterior_stochastic(
     eight_schools, latents, family=families.MeanFieldNormal, num_steps=300, learning_rate=0.01
 )
 assert early.drift > 0.1
-print(textwrap.fill(early.problems()[-1], 100))
+print(textwrap.fill(early.problems()[0], 100))
 
 # %% [markdown]
 # The exact ELBO of each $q$ still rises, and a running mean would have told you; the eye, on single steps, does not see
@@ -1177,7 +1177,8 @@ print(textwrap.fill(early.problems()[-1], 100))
 #
 # $$\widehat{\operatorname{Cov}} = J \, (-H)^{-1} J^\top. \tag{04.11}$$
 #
-# (On your own model, use the frozen ELBO of "Climbing" for $\mathcal{L}$.) For a Gaussian posterior, all of whose means
+# On your own model `posterior.linear_response(fit)` does this with the frozen ELBO of "Climbing" for $\mathcal{L}$, in the
+# latents' own units. Below it stands in the open, with an ELBO that needs no draws. For a Gaussian posterior, all of whose means
 # are right, that must be exact. Eight schools is not Gaussian, and mean-field's $\mathbb{E}\,\tau$ is wrong. But linear
 # response asks for the mean of $\lambda = \log \tau$. Look at it, then bet: does it help, or harm?
 
@@ -1214,6 +1215,8 @@ sds = {
 }
 for name, sd in sds.items():
     print(f"sd of log τ, {name:<28} {sd:.2f}")
+packaged = posterior.linear_response(fit_posterior(eight_schools, latents, family=families.MeanFieldNormal))
+assert torch.allclose(packaged["t"], response.diagonal()[T].sqrt(), rtol=0.05)
 checks.inequality(
     "04.8b",
     "linear response leaves a quarter of mean-field's error in the sd of log τ, or less",
