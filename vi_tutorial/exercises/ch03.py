@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from vi_tutorial.exercises import Exercise
 
-__all__ = ["best_baseline", "landing_noise", "leave_one_out", "samples_needed"]
+__all__ = ["best_baseline", "landing_share", "samples_needed"]
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -23,16 +21,12 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _by_quadrature(mu: float, log_evidence: float, target: float) -> float:
-    """Moments of the one-sample gradient log w(z) (z - mu), from two densities and SciPy's integrator."""
-
-    def moment(order: int) -> float:
-        def integrand(z: float) -> float:
-            log_weight = log_evidence + norm.logpdf(z) - norm.logpdf(z, loc=mu)
-            return float(norm.pdf(z, loc=mu) * (log_weight * (z - mu)) ** order)
-
-        return float(quad(integrand, mu - 12, mu + 12, epsabs=1e-12, epsrel=1e-12, limit=200)[0])
-
-    return target**2 * (moment(2) - moment(1) ** 2) / moment(1) ** 2
+    """Moments of the one-sample gradient log w(z) (z - mu), from two densities summed over a fine grid."""
+    z, step = np.linspace(mu - 12, mu + 12, 4001, retstep=True)
+    gradient = (log_evidence + norm.logpdf(z) - norm.logpdf(z, loc=mu)) * (z - mu)
+    mass = norm.pdf(z, loc=mu) * step
+    mean = float(mass @ gradient)
+    return target**2 * (float(mass @ gradient**2) - mean**2) / mean**2
 
 
 def _variance(mu: float, log_evidence: float) -> float:
@@ -45,6 +39,9 @@ samples_needed = Exercise(
     _by_quadrature,
     ((1.0, 0.0, 1.0), (0.5, -3.0, 2.0), (-2.0, 1.0, 0.5), (0.1, -20.0, 3.0)),
     {
+        "log p(x) in the place of the ELBO": lambda mu, log_evidence, target: (
+            target**2 * (log_evidence**2 + 2 * mu**2) / mu**2
+        ),
         "the target not squared": lambda mu, log_evidence, target: target * _variance(mu, log_evidence) / mu**2,
         "the log evidence left out": lambda mu, log_evidence, target: target**2 * _variance(mu, 0.0) / mu**2,
         "the second moment in place of the variance": lambda mu, log_evidence, target: (
@@ -55,40 +52,7 @@ samples_needed = Exercise(
 )
 
 
-# --- E2: leave one out ------------------------------------------------------------------------------
-
-
-def _sample_covariance(log_weight: Tensor, score: Tensor) -> NDArray[np.float64]:
-    return np.array([np.cov(log_weight.numpy(), column.numpy())[0, 1] for column in score.T])
-
-
-def _samples(num_samples: int, num_parameters: int, seed: int) -> tuple[Tensor, Tensor]:
-    generator = _generator(seed)
-    log_weight = torch.randn(num_samples, generator=generator, dtype=torch.float64) - 4
-    return log_weight, torch.randn(num_samples, num_parameters, generator=generator, dtype=torch.float64)
-
-
-leave_one_out = Exercise(
-    "03.E2",
-    "The leave-one-out gradient from K log weights and the K scores that belong to them.",
-    _sample_covariance,
-    (_samples(2, 1, 0), _samples(5, 3, 1), _samples(64, 2, 2)),
-    {
-        "no baseline": lambda log_weight, score: (log_weight[:, None] * score).mean(0),
-        "a baseline that includes the sample's own log weight": lambda log_weight, score: (
-            (log_weight - log_weight.mean())[:, None] * score
-        ).mean(0),
-        "a sum over samples where a mean belongs": lambda log_weight, score: (
-            len(log_weight) * torch.as_tensor(_sample_covariance(log_weight, score))
-        ),
-        "the sum of the other log weights, not their mean": lambda log_weight, score: (
-            (2 * log_weight - log_weight.sum())[:, None] * score
-        ).mean(0),
-    },
-)
-
-
-# --- E3: the best constant baseline -----------------------------------------------------------------
+# --- E2: the best constant baseline -----------------------------------------------------------------
 
 
 def _vertex(probs: Tensor, log_weight: Tensor, score: Tensor) -> float:
@@ -113,7 +77,7 @@ def _states(num_states: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 best_baseline = Exercise(
-    "03.E3",
+    "03.E2",
     "The constant baseline that gives the score-function gradient the least variance.",
     _vertex,
     (_states(2, 3), _states(3, 4), _states(10, 5)),
@@ -128,7 +92,7 @@ best_baseline = Exercise(
 )
 
 
-# --- E4: no landing without a landing strip ---------------------------------------------------------
+# --- E3: no landing without a landing strip ---------------------------------------------------------
 
 
 def _precision(dim: int, seed: int) -> Tensor:
@@ -136,34 +100,42 @@ def _precision(dim: int, seed: int) -> Tensor:
     return root @ root.mT / dim
 
 
-def _by_sigma_points(precision: Tensor) -> Tensor:
+def _noise(precision: Tensor, target: Normal | None = None) -> Tensor:
     """The gradient is linear in z, so one standard deviation along each axis tells its variance."""
-    dim = len(precision)
-    posterior = MultivariateNormal(precision.new_zeros(dim), precision_matrix=precision)
+    posterior = MultivariateNormal(precision.new_zeros(len(precision)), precision_matrix=precision)
     scale = precision.diagonal().rsqrt()
     z = torch.diag(scale).requires_grad_()
-    log_weight = posterior.log_prob(z) - Normal(torch.zeros_like(scale), scale).log_prob(z).sum(-1)
-    (slopes,) = torch.autograd.grad(log_weight.sum(), z)
+    log_density = posterior.log_prob(z) - (target.log_prob(z).sum(-1) if target else 0.0)
+    (slopes,) = torch.autograd.grad(log_density.sum(), z)
     return slopes.square().sum(0)
 
 
-def _total_noise(precision: Tensor) -> Tensor:
-    return ((precision / precision.diagonal()) @ precision).diagonal()
+def _share_by_sigma_points(precision: Tensor) -> Tensor:
+    """Slopes of log w (STL) over those of log p (pathwise: in a Normal's mean the two gradients of log q cancel)."""
+    q = Normal(precision.new_zeros(len(precision)), precision.diagonal().rsqrt())
+    return _noise(precision, q) / _noise(precision)
 
 
-landing_noise = Exercise(
-    "03.E4",
-    "The variance of the sticking-the-landing gradient in each mean, at the best mean-field q of a Gaussian posterior.",
-    _by_sigma_points,
+def _kept(precision: Tensor) -> Tensor:
+    rest = precision - torch.diag(precision.diagonal())
+    return (rest**2) @ (1 / precision.diagonal())
+
+
+def _with_the_posterior(precision: Tensor) -> Tensor:
+    rest = precision - torch.diag(precision.diagonal())
+    return (rest @ precision.inverse() @ rest).diagonal() / precision.diagonal()
+
+
+landing_share = Exercise(
+    "03.E3",
+    "The share of the pathwise variance that sticking the landing keeps in each mean, at the best mean-field q.",
+    _share_by_sigma_points,
     tuple((_precision(dim, seed),) for dim, seed in ((2, 6), (3, 7), (6, 8))),
     {
-        "the total derivative's variance": _total_noise,
+        "the variance itself, not a share": _kept,
+        "what STL saves, not what it keeps": lambda precision: 1 - _share_by_sigma_points(precision),
         "zero, as if the family held the posterior": lambda precision: torch.zeros(len(precision)),
-        "the exact posterior's covariance in place of q's": lambda precision: (
-            (precision - torch.diag(precision.diagonal()))
-            @ precision.inverse()
-            @ (precision - torch.diag(precision.diagonal()))
-        ).diagonal(),
-        "standard deviations": lambda precision: _by_sigma_points(precision).sqrt(),
+        "the exact posterior's covariance in place of q's": _with_the_posterior,
+        "standard deviations": lambda precision: _share_by_sigma_points(precision).sqrt(),
     },
 )
