@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -209,7 +210,9 @@ def test_ctrl_c_shuts_the_kernels_down(write, folder, tmp_path):
         say = f"open({str(tmp_path / name)!r}, 'w').write(str(os.getpid()))"
         write(name, f"import os, time\n_ = {say}\ntime.sleep(60)")
     command = [sys.executable, "-m", "vi_tutorial", "run", "--notebooks", folder, "--output", tmp_path / "b"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore the signal, and so would what they start.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     pids = [_wait_for_number(tmp_path / name) for name in ("01_first", "02_second")]
 
     process.send_signal(signal.SIGINT)
