@@ -40,7 +40,7 @@ _ = torch.manual_seed(0)
 plots.chain(["KL", "ELBO"])
 
 # %% [markdown]
-# *Before this:* calculus, Bayes' rule, the normal distribution, a little PyTorch. *Reading time:* 30 minutes; the cells
+# *Before this:* calculus, Bayes' rule, the normal distribution, a little PyTorch. *Reading time:* 40 minutes; the cells
 # run in about ten seconds.
 #
 # **You will be able to**

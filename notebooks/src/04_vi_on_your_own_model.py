@@ -47,7 +47,7 @@ plots.chain("phi")
 # %% [markdown]
 # *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO), [chapter 02](02_a_fixed_gaussian_joint.ipynb) (mean-field
 # and full rank), [chapter 03](03_gradients_from_samples.ipynb) (gradients from samples, frozen noise). *Reading time:*
-# 30 minutes; the cells run in about 20 seconds. (Numbers in the checks, such as 04.3a, count claims; numbers in
+# 45 minutes; the cells run in about 20 seconds. (Numbers in the checks, such as 04.3a, count claims; numbers in
 # brackets, such as (04.3), count equations.)
 #
 # **You will be able to**
