@@ -14,7 +14,7 @@
 
 # %% [markdown]
 # *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO, the gap) and the idea of coordinate ascent from [chapter
-# 02](02_a_fixed_gaussian_joint.ipynb). *Reading time:* 30 minutes; the cells run in about fifteen seconds.
+# 02](02_a_fixed_gaussian_joint.ipynb). *Reading time:* 40 minutes; the cells run in about fifteen seconds.
 #
 # **You will be able to**
 #
@@ -108,16 +108,16 @@ with plots.style():
     left.set_title("272 eruptions")
     for (label, values), linestyle in zip(climbs.items(), (":", "--", "-"), strict=True):
         right.plot(values, color=plots.COLOURS.muted, linestyle=linestyle, linewidth=1, label=label)
-    right.plot(in_sd, color=plots.COLOURS.data, linestyle="-.", label="gradient, 0.1, units of sd")
+    right.plot(in_sd, color=plots.COLOURS.data, linestyle="-.", label="gradient, 0.1, in sd")
     right.plot(em_history.log_evidence, color=plots.COLOURS.theta, marker="o", markersize=4, label="EM")
     right.axhline(top, color=plots.COLOURS.evidence, linewidth=1, linestyle=":")
     right.set(xlabel="step", ylabel=r"$\log p_\theta(x)$ (nats)", ylim=(-1395, -1110))
-    right.legend(loc="lower right", fontsize=8, framealpha=1)
+    right.legend(loc="upper right", bbox_to_anchor=(1, 0.9), fontsize=8, framealpha=1)
     right.set_title("EM needs no step size")
 
 # %% [markdown]
 # In minutes the smallest step size crawls, the middle one begins to shake, the largest leaps up and down without end
-# (the axis cuts off falls to −1710). A step of gradient ascent is the step size times a slope, and how long it may be
+# (the axis cuts off how deep it falls). A step of gradient ascent is the step size times a slope, and how long it may be
 # depends on the *curvature*: about one over a variance, so 6 per square minute for durations and 0.03 for waits. One
 # step size must do for both. In units of the standard deviation it can, and gradient ascent arrives, after some
 # hundred steps. EM takes the same steps in any unit (check 05.6), and there is nothing to set.
@@ -214,6 +214,7 @@ def bound(q, theta, x):
 #
 # Proportion, mean, covariance: what one would do with known labels, weighted. Both steps minimise KLs, and both do it
 # completely. There is nothing left for a step size to decide.
+# Fifteen lines in all. Take turns, and compare with the package's `em.em(model, x)`, step by step.
 
 
 # %%
@@ -225,11 +226,6 @@ def m_step(q, x):
     return count / len(x), loc, spread / count[..., None, None]  # (05.6)
 
 
-# %% [markdown]
-# Fifteen lines in all. Take turns, and compare with the package's `em.em(model, x)`, step by step.
-
-
-# %%
 def theta_of(model):
     return tuple(value.detach().clone() for value in (model.probs, model.loc, model.covariance_matrix))
 
@@ -417,6 +413,7 @@ checks.independent(
 )
 
 
+# %%
 def one_sample_bound(model, q, x, num_samples=1):
     return elbo(draw(model.given(x), q(x), num_samples).log_weight).detach()
 
@@ -433,10 +430,7 @@ checks.independent(
     tolerance=1e-9,
 )
 
-# %% [markdown]
-# And the warning about saddles, in five lines: two identical components.
-
-# %%
+# The warning about saddles: two identical components.
 twins = tuple(torch.stack([v] * 2) for v in (torch.tensor(0.5), x.mean(0), torch.cov(x.mT, correction=0)))
 for _ in range(100):
     twins = m_step(e_step(twins, x), x)
@@ -512,8 +506,7 @@ checks.inequality(
 #
 # The remedy is to **start at the top**. At a maximum a right step stands still. A step that stands still elsewhere has
 # nowhere to go but down. (No maximum at hand? Run your program until it stops, then start a second, trusted one there.)
-
-# %% [markdown]
+#
 # ## What the gradient says
 #
 # EM never computes a gradient. Yet at the touching point its bound has the *same* gradient as the log-likelihood:
@@ -537,27 +530,13 @@ with_q = {name: (q * log_joint(leaves, x)).sum() for name, q in (("E", q_mid), (
 log_p = log_joint(leaves, x).logsumexp(1).sum()
 
 
-def slopes(function, theta, h=1e-5):
-    """Central differences in every entry of π, μ, Σ; Σ as a whole table, so that it need not stay symmetric."""
-    out = []
-    for part, value in enumerate(theta):
-        for k in range(value.numel()):
-            ends = []
-            for sign in (1, -1):
-                moved = [v.clone() for v in theta]
-                moved[part].view(-1)[k] += sign * h
-                ends.append(function(moved))
-            out.append((ends[0] - ends[1]) / (2 * h))
-    return np.array(out)
-
-
-def log_p_by_hand(theta):
-    """(05.2) in NumPy: the inverse and the determinant of a 2 × 2 table, written out."""
+def log_p_by_hand(v):
+    """(05.2) from 14 numbers, π, μ and Σ, in NumPy: inverse and determinant written out, Σ need not be symmetric."""
     total = 0
-    for weight, m, s in zip(*(v.numpy() for v in theta), strict=True):
-        u, v = (x.numpy() - m).T
+    for weight, m, s in zip(v[:2], v[2:6].reshape(2, 2), v[6:].reshape(2, 2, 2), strict=True):
+        a, b = (x.numpy() - m).T
         det = s[0, 0] * s[1, 1] - s[0, 1] * s[1, 0]
-        square = (s[1, 1] * u * u - (s[0, 1] + s[1, 0]) * u * v + s[0, 0] * v * v) / det
+        square = (s[1, 1] * a * a - (s[0, 1] + s[1, 0]) * a * b + s[0, 0] * b * b) / det
         total = total + weight * np.exp(-square / 2) / (2 * np.pi * np.sqrt(det))
     return np.log(total).sum()
 
@@ -569,11 +548,13 @@ def even(gradient):
 
 
 # %%
+v, h = flat(theta_mid).numpy(), 1e-5
+differences = [(log_p_by_hand(v + e) - log_p_by_hand(v - e)) / (2 * h) for e in h * np.eye(14)]
 checks.independent(
     "05.3",
     "Fisher's identity: ∇θ 𝓛 with q exact and fixed = ∇θ log p(x), in π, μ and Σ",
     even(gradient(with_q["E"], leaves)),
-    even(torch.from_numpy(slopes(log_p_by_hand, theta_mid))),
+    even(torch.tensor(differences)),
     wrong={
         "q one step old": even(gradient(with_q["stale"], leaves)),
         "hard labels": even(gradient(with_q["hard"], leaves)),
@@ -942,10 +923,11 @@ for p in range(num_passes):
     assert single > batch
     print(f"after {p + 2} passes over the data: incremental {single:.1f}, ordinary EM {batch:.1f}")
 
-# %% mystnb={"image": {"alt": "Two panels. Left, log likelihood over five passes through the data: incremental EM, a fine line, is above the points of ordinary EM from the second pass on. Right, sixteen visits around the largest fall, in nats relative to the first log likelihood shown: the log likelihood drops by a fifth of a nat at the marked visit, while the ELBO, below it throughout, never drops."}}
+# %% mystnb={"image": {"alt": "Two panels. Left, log likelihood over five passes through the data: incremental EM, a fine line, is above the points of ordinary EM from the second pass on. Right, sixteen visits around the largest fall, in two panels of the same scale, in nats relative to the first log likelihood shown: the log likelihood drops by a fifth of a nat at the marked visit, while the ELBO, some 16 nats below it, never drops."}}
 window = np.arange(worst - 7, worst + 9)
 with plots.style():
-    fig, (left, right) = plt.subplots(1, 2, layout="constrained")
+    fig, axes = plt.subplot_mosaic([["left", "upper"], ["left", "lower"]], layout="constrained")
+    left = axes["left"]
     left.plot(
         1 + np.arange(1, len(evidences) + 1) / num_data, evidences, color=plots.COLOURS.theta, label="incremental"
     )
@@ -954,15 +936,15 @@ with plots.style():
     left.legend(loc="lower right")
     left.set_title("It learns during the pass")
     zero = evidences[window][0]
-    for values, colour, look, label in (
-        (evidences[window], plots.COLOURS.evidence, "o-", r"$\log p_\theta(x)$"),
-        (bounds[1::2][window], plots.COLOURS.q, "s--", r"$\mathcal{L}$"),
+    for ax, values, colour, look, label in (
+        (axes["upper"], evidences[window] - zero, plots.COLOURS.evidence, "o-", r"$\log p_\theta(x)$"),
+        (axes["lower"], bounds[1::2][window] - zero, plots.COLOURS.q, "s--", r"$\mathcal{L}$"),
     ):
-        right.plot(window, values - zero, look, color=colour, markersize=4, label=label)
-    right.axvspan(worst, worst + 1, color="#E4E4E4")
-    right.set(xlabel="visit", ylabel="nats above the first log p")
-    right.legend(loc="center right")
-    right.set_title("and may lower log p(x)")
+        ax.plot(window, values, look, color=colour, markersize=4)
+        ax.axvspan(worst, worst + 1, color="#E4E4E4")
+        ax.set(ylabel=f"{label} (nats)", ylim=(values.min() - 0.1, values.min() + 1.8))
+    axes["lower"].set_xlabel("visit (nats above the first log p shown)")
+    axes["upper"].set_title("and may lower log p(x)")
 
 # %% [markdown]
 # Both are true at once. Pass for pass incremental EM is *ahead*, here by about one pass, since later eruptions meet a θ
@@ -977,7 +959,9 @@ with plots.style():
 #
 # It is coordinate ascent as well, so its $\mathcal{L}$ never falls. With equal weights and one common spherical
 # covariance it is k-means: the nearest mean takes the eruption. What does it lose on the geyser, where hardly a label is
-# in doubt? And what from start 3, which puts both means on *long* eruptions?
+# in doubt? And what from start 3, which puts both means on *long* eruptions? The gap ledger tells, in means per
+# eruption. We hand it the best $q$ of the family, the point mass on the likeliest label, so all of the gap is an
+# *approximation* gap; θ is compared with the best one.
 
 
 # %%
@@ -1004,11 +988,6 @@ checks.exact(
     tolerance=1e-9,
 )
 
-# %% [markdown]
-# The gap ledger, means per eruption. We tell it the best $q$ of the family, here the point mass on the likeliest label,
-# so all of the gap is an *approximation* gap; θ is compared with the best one.
-
-# %%
 for name, model in (("start 0", lucky), ("start 3", unlucky)):
     hard = model.elbo(x, hard_e_step(model, x)).detach()
     ledger = gap_ledger(hard, hard, model.log_evidence(x).detach(), best.log_evidence(x).detach())
@@ -1068,7 +1047,7 @@ checks.quadrature(
 lesser = start(18)
 low = em.em(lesser, x, tolerance=1e-7).log_evidence[-1]
 assert abs(low - -1285.31) < 0.01
-shown = [("two components,\nstart 18", low, theta_of(lesser))]
+shown = [("two, start 18", low, theta_of(lesser))]
 shown += [
     (f"three, {n} starts", end, theta) for end, n, theta in zip(found.tolist(), times.tolist(), solutions, strict=True)
 ][1:]
@@ -1083,7 +1062,7 @@ with plots.style():
         for c in range(len(theta[0])):
             plots.normal_ellipse(theta[1][c], theta[2][c], ax, levels=[2.0], colour=plots.COLOURS.theta)
         ax.set(xlabel="duration (min)", xlim=(1, 6), ylim=(38, 102))
-        ax.set_title(f"{label}:\n{end:.1f} nats".replace("\nstart", " start").replace("-", "−"), size=10)
+        ax.set_title(f"{label}:\n{end:.1f} nats".replace("-", "−"), size=10)
     axes[0].set_ylabel("wait (min)")
 
 # %% [markdown]
