@@ -18,8 +18,8 @@ from vi_tutorial import plots
 plots.chain("theta")
 
 # %% [markdown]
-# You need [chapter 02](02_a_fixed_gaussian_joint.ipynb) for the gap of a mean-field $q$, chapter 05 for EM, and
-# [chapter 06](06_learning_theta_and_phi.ipynb) for learning θ and φ together. Reading takes 30 minutes.
+# You need [chapter 02](02_a_fixed_gaussian_joint.ipynb) for the gap of a mean-field $q$, [chapter 05](05_em_is_coordinate_ascent.ipynb) for EM, and
+# [chapter 06](06_learning_theta_and_phi.ipynb) for learning θ and φ together. Reading takes 40 minutes.
 #
 # **Afterwards you can**
 #
@@ -34,7 +34,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy import integrate, optimize, stats
+from scipy import optimize, stats
 from sklearn.linear_model import BayesianRidge
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -93,13 +93,18 @@ with torch.no_grad():
 # %% [markdown]
 # For $q$ we take two encoders. Both have a mean that is linear in $x$ and one covariance for all $x$; the exact
 # posterior is of that form. One is **mean-field**: its covariance is diagonal. The other is full. The objective is the
-# ELBO of chapter 06, without sampling noise: the log-likelihood at the mean of $q$, less what its spread costs, less
-# the KL to the prior. And as always, it is the mean of the log weights.
+# ELBO of chapter 06, without sampling noise. For $q = \mathcal{N}(m, S)$ it is the log-likelihood at the mean of $q$, less
+# what the spread of $q$ costs, less the KL to the prior:
+#
+# $$\mathcal{L} = \log \mathcal{N}\big(x \mid \sqrt\theta A m, I\big) - \tfrac{\theta}{2} \operatorname{tr}(A S A^\top) -
+#   \mathrm{KL}(q \,\|\, p(z)).$$
+#
+# In the code `spread` is the trace. And as always, the ELBO is the mean of the log weights.
 
 
 # %%
 class MeanFieldEncoder(nn.Module):
-    """q(z | x) = N(A x + a, diagonal)."""
+    """q(z | x) = N(B x + b, diagonal)."""
 
     def __init__(self, data_dim, latent_dim):
         super().__init__()
@@ -113,7 +118,7 @@ class MeanFieldEncoder(nn.Module):
 
 
 class FullEncoder(MeanFieldEncoder):
-    """q(z | x) = N(A x + a, S) with a full covariance S."""
+    """q(z | x) = N(B x + b, S) with a full covariance S."""
 
     def __init__(self, data_dim, latent_dim):
         super().__init__(data_dim, latent_dim)
@@ -146,7 +151,7 @@ def learn(model, q, x, num_steps=8):
 
 
 x, model, q, num_samples = x_all[:5], mixed_model(two_causes, true_theta), MeanFieldEncoder(1, 2), 4000
-bound = elbo(draw(model.given(x), q(x), num_samples).log_weight)
+_ = elbo(draw(model.given(x), q(x), num_samples).log_weight)  # the same number by sampling
 checks.monte_carlo(
     "07.5",
     "the exact ELBO of the two-signal model is the mean of the log weights",
@@ -154,7 +159,6 @@ checks.monte_carlo(
     expected_elbo(model, q(x), x),
     wrong={"the spread of q forgotten": expected_elbo(model, q(x), x) + model.likelihood.theta},
 )
-assert (bound - expected_elbo(model, q(x), x)).abs().max() < 0.8
 
 # %% [markdown]
 # Now train, with more and more data: 30 numbers, 100, …, 30,000. Before you look: the mean-field $q$ will be too sure
@@ -244,9 +248,7 @@ checks.independent(
         "det Λ kept: the evidence": model.log_evidence(x_any),
         "the penalty counted twice": 2 * formula - model.log_evidence(x_any),
         "the covariance's diagonal in place of the precision's": (
-            model.log_evidence(x_any)
-            - 0.5 * (Lambda.inverse().diagonal().log().sum() + torch.logdet(Lambda))
-            - 0.5 * Lambda.diagonal().prod().log()
+            formula + 0.5 * Lambda.diagonal().log().sum() + 0.5 * Lambda.inverse().diagonal().log().sum()
         ),
     },
     tolerance=1e-8,
@@ -371,7 +373,9 @@ with plots.style():
 #
 # Two things follow, for *every* model, family and data set (if both are global maxima). **The ELBO's θ never has the larger
 # penalty**: it moves towards models whose posterior $q$ can represent, not away. And **θ never loses more than the gap saves**: a gap of
-# 0.1 nats at the maximum-likelihood model means that at most 0.1 nats of evidence are at stake.
+# 0.1 nats per datapoint at the maximum-likelihood model means that at most 0.1 nats of evidence per datapoint are at stake.
+# (Nats are not θ: a small loss of evidence can be a large change of θ.) With several parameters, (07.8) gives the
+# direction in which $P$ falls; it gives the direction of one coordinate only if $P$ depends on that one alone.
 #
 # In our model $P'(\theta) = \theta / ((1+\theta)(1+2\theta)) > 0$. So $\hat\theta_{\mathcal{L}} <
 # \hat\theta_{\text{ML}}$, for any data. For a test of (07.8) we take 40 models at random: three causes, four
@@ -477,7 +481,7 @@ checks.independent(
     tolerance=1e-5,
 )
 
-# %% mystnb={"image": {"alt": "The learned theta against the posterior correlation, from 0 to minus 0.8. It starts at the true value 4, stays close to it up to a correlation of about minus 0.3, then falls ever more steeply to 2.2. Five dots from the optimiser lie on the curve."}}
+# %% mystnb={"image": {"alt": "The ratio of learned to true theta against the posterior correlation, from 0 to minus 0.8. The solid curve starts at 1, stays close to it up to minus 0.3 and falls to 0.54; five dots from the optimiser lie on it. The dashed curve, for weaker signals, starts at two thirds and ends at the same point."}}
 all_c = np.linspace(0, 1, 101)
 curve = np.array([biased_theta(c) for c in all_c])
 correlation = -true_theta * all_c / (1 + true_theta)
@@ -487,21 +491,25 @@ print(f"θ at a posterior correlation of −0.2: {np.interp(0.2, -correlation, c
 print(
     f"{np.interp(0.4, -correlation, curve):.1f}; −0.6: {np.interp(0.6, -correlation, curve):.1f}; −0.8: {curve[-1]:.1f}"
 )
+weak = np.geomspace(1e-3, true_theta, 100)  # the other path: c = 1, and weaker signals
+weak_ratio = elbo_theta(1 + 2 * weak) / weak
+assert abs(weak_ratio[0] - 2 / 3) < 0.01
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 3.3))
-    ax.axhline(true_theta, color=plots.COLOURS.evidence, linewidth=1.5)
-    ax.text(-0.79, 4.06, "maximum likelihood", size=10, ha="right")
-    ax.fill_between(correlation, curve, true_theta, color=plots.COLOURS.theta, alpha=0.15, linewidth=0)
-    ax.plot(correlation, curve, color=plots.COLOURS.q, label="maximum of (07.5)")
-    ax.plot(-true_theta * some_c / 5, by_formula, "o", color=plots.COLOURS.q, label="joint ascent")
-    ax.text(-0.74, 3.35, "bias", size=11, color=plots.COLOURS.theta)
-    ax.set(xlabel="correlation of $z_1$ and $z_2$ given x, at the truth", ylabel="learned strength θ", ylim=(1.8, 4.4))
+    ax.axhline(1, color=plots.COLOURS.evidence, linewidth=1.5)
+    ax.text(-0.79, 1.015, "maximum likelihood", size=10, ha="right")
+    ax.plot(correlation, curve / true_theta, color=plots.COLOURS.q, label="θ = 4, loadings turned together")
+    ax.plot(-true_theta * some_c / 5, by_formula / true_theta, "o", color=plots.COLOURS.q, label="joint ascent")
+    ax.plot(-weak / (1 + weak), weak_ratio, "--", color=plots.COLOURS.theta, label="weaker signals, c = 1")
+    ax.set(xlabel="correlation of $z_1$ and $z_2$ given x, at the truth", ylabel="learned θ / true θ", ylim=(0.2, 1.1))
     ax.invert_xaxis()
     ax.legend(loc="lower left")
-    ax.set_title("The bias grows with the correlation that q leaves out")
+    ax.set_title("The same correlation, two biases: the slope decides")
 
 # %% [markdown]
-# Small correlations are nearly free, large ones are not. The end of the curve is (07.7).
+# The end of the solid curve is (07.7). On this path small correlations are nearly free. On the other path, the signals
+# always coincide and are weak instead ($c = 1$ and a smaller true θ), and there at least a third of θ is lost, however small the
+# correlation. **Correlation alone does not fix the bias. What counts is how fast θ changes it**: the slope again.
 #
 # ### When θ can step aside
 #
@@ -538,7 +546,7 @@ print(f"loadings {weights[0]:.2f} and {weights[1]:.2f}; sum of squares {sum(w * 
 # ## The ledger
 #
 # Between the ELBO and the best model there is lie three losses: what $q$ loses because it is not trained
-# (**amortisation**), what its family loses (**approximation**), and what **θ** loses. The four parts, ELBO and losses, must add up
+# (**amortisation**: not yet trained, or, in chapter 08, shared by all datapoints), what its family loses (**approximation**), and what **θ** loses. The four parts, ELBO and losses, must add up
 # to the log evidence at $\hat\theta_{\text{ML}}$, exactly, at any moment of training. We take a moment at random and compute each
 # part by its own route: the ELBO by Gauss–Hermite quadrature, the gaps by KL divergences, θ's loss from SciPy's normal.
 
@@ -605,7 +613,7 @@ print(ledger)
 # reference is a fixed line on the right, and everything left of it is lost to somebody.
 
 # %%
-frames = [0, 2, 4, 6, 8, 10, 13, 16, 20, 25, 30, 40, 50, 60, 90, 130, 200, 300]
+frames = [4, 6, 8, 10, 13, 16, 20, 25, 30, 40, 50, 60, 90, 130, 200, 300]
 x, model, q = stand_in(V), mixed_model(two_causes, theta_ml), MeanFieldEncoder(1, 2)
 optimiser = torch.optim.Adam([*model.parameters(), *q.parameters()], lr=0.05)
 ledgers, path = {0: ledger_at(model, q, x)}, [theta_ml]
@@ -646,9 +654,8 @@ def draw_ledger(fig, frame):
     bottom.plot(path[: step + 1], color=plots.COLOURS.theta)
     bottom.plot(step, path[step], "o", color=plots.COLOURS.theta)
     bottom.set(xlim=(-5, 305), ylim=(1.2, 4.3), xlabel="step", ylabel="θ")
-    fig.suptitle(
-        f"Step {step}: evidence is given away to make q's life easier", x=0.01, ha="left", weight="bold", size=12
-    )
+    message = ": evidence is given away to make q's life easier" if now.theta_gap > 0.01 else ""
+    fig.suptitle(f"Step {step}{message}", x=0.01, ha="left", weight="bold", size=12)
 
 
 plots.animate(
@@ -671,15 +678,17 @@ plots.animate(
 # is tight." It is. Look at the ledger: no amortisation gap, no approximation gap, the ELBO *equals* the log evidence.
 # Nothing looks wrong with $q$, and θ is where it was: a tight bound is a statement about $q$ only.
 #
-# The line that tells, "what theta loses", nobody hands you in practice: it needs the best θ. What can be measured at the finished
+# In practice nobody can print the line "what theta loses": it needs the best θ. What can be measured at the finished
 # model is the slope of the evidence. With a full-rank $q$ that is the posterior, chapter 05's Fisher identity gives it:
 #
 # $$\frac{\partial}{\partial \theta} \log p_\theta(x) = \mathbb{E}_{p_\theta(z \mid x)}\Big[ \frac{\partial}{\partial
 #   \theta} \log p_\theta(x, z) \Big]. \tag{07.10}$$
 #
 # At a maximum of the likelihood its mean over the data is zero. At the ELBO's θ it is $P'(\theta)$, by (07.3). So: draw
-# from the repaired $q$, average the slope of the log joint, and see whether θ would like to move. (Where full rank is
-# not the posterior either, weight the draws; the gradient of `iwae` does it for you.)
+# from the repaired $q$, average the slope of the log joint, and see whether θ would like to move. We use all 30,000 data,
+# whose mean square is a little above 9, so the numbers differ slightly from those above. We skip the fit of the full-rank
+# $q$: its family contains the posterior, so it would end there, and the two zeros are put in by hand. Only the
+# likelihood is differentiated, since $p(z)$ does not contain θ; `jvp` returns all 30,000 slopes at once.
 
 # %%
 V = V_all
@@ -725,18 +734,20 @@ checks.independent(
 # %% [markdown]
 # ### A tighter bound
 #
-# The IWAE bound takes the log of a mean of $K$ weights instead of one weight's log. With $w$ the weight, $w / p_\theta(x)$
+# IWAE, the importance-weighted bound, is the expected log of a mean of $K$ weights instead of one weight's log. By Jensen's
+# inequality it is still below $\log p_\theta(x)$; an average scatters less than one weight, so it loses less. With $w$ the weight, $w / p_\theta(x)$
 # the normalised one, its gap is
 #
 # $$P_K(\theta) = \min_\phi \; -\mathbb{E} \log \frac1K \sum_{k=1}^{K} \frac{w_k}{p_\theta(x)}, \tag{07.11}$$
 #
 # and it shrinks to zero as $K$ grows. To maximise $\log p_\theta - P_K$ we need this expectation over $K$ draws, to many
-# digits. Sampling is slow. Here is a trick that turns $2K$ integrals into three. For a positive number $u$,
+# digits. Sampling is slow; a one-dimensional integral is exact. (At a first reading, go on to
+# the next figure.) For a positive number $u$,
 #
 # $$\log u = \int_0^\infty \frac{e^{-t} - e^{-tu}}{t} \, dt \tag{07.12}$$
 #
 # (Frullani's integral). Let $u$ be the mean of $K$ independent weights and take expectations: $e^{-tu}$ is a product,
-# and independent factors have the product of their means. So with $\ell(t) = \mathbb{E}[e^{-t w / p_\theta(x)}]$ for *one* weight,
+# and independent factors have the product of their means; then substitute $t = e^y$. So with $\ell(t) = \mathbb{E}[e^{-t w / p_\theta(x)}]$ for *one* weight,
 #
 # $$\mathbb{E} \log \frac1K \sum_k \frac{w_k}{p_\theta(x)} = \int_0^\infty \frac{e^{-t} - \ell(t / K)^K}{t} \, dt =
 #   \int_{-\infty}^{\infty} \big( e^{-e^y} - \ell(e^y / K)^K \big) \, dy. \tag{07.13}$$
@@ -807,7 +818,7 @@ checks.inequality(
     "the bias of IWAE's θ shrinks with K, and from K = 16 on at least by 1.9 for each doubling",
     np.concatenate([bias[1:], 1.9 * bias[5:]]),
     np.concatenate([bias[:-1], bias[4:-1]]),
-    wrong={"a bias that K does not change": np.concatenate([bias[:1].repeat(6), 1.9 * bias[:1].repeat(2)])},
+    wrong={"the mean of the K logs reported as IWAE": np.concatenate([bias[:1].repeat(6), 1.9 * bias[:1].repeat(2)])},
 )
 for K, value, tau in zip(num_samples_grid, thetas, taus, strict=True):
     print(f"K = {K:>2}: theta {value:.2f}, scale of q {tau:.2f}")
@@ -841,13 +852,13 @@ with plots.style():
 # it is the slope that bends θ, and a smaller height can come with a larger slope. Turner and Sahani found this in 2011
 # for models of time series, and it surprised them: a structured $q$ can be *more* biased than a factorised one.
 #
-# We build a case in their spirit. Two hidden signals change slowly in time, each an autoregression with coefficient
-# 0.8 and variance 1, and we see their sum at ten times, with noise:
+# We build a case in their spirit, and choose it so that the errors of mean-field nearly cancel. Two hidden signals change slowly in time, each an autoregression with coefficient
+# 0.8 and variance 1 (so the innovation has variance 0.36), and we see their sum at ten times, with noise:
 #
 # $$z_{k,t} = 0.8\, z_{k,t-1} + \text{innovation}, \qquad x_t \mid z \sim \mathcal{N}(z_{1,t} + z_{2,t},\, \theta).
 #   \tag{07.14}$$
 #
-# Only the noise variance θ is unknown; the truth is 0.5. There are 20 hidden numbers and two reasons for them to be
+# θ is now the noise variance, and only θ is unknown; the truth is 0.5. There are 20 hidden numbers and two reasons for them to be
 # correlated: at one time, the two signals *share a datum*; along one signal, neighbours in *time* are alike. So there are two
 # natural ways to be richer than mean-field: **one block for each time**, or **one block for each signal**, which keeps all
 # of the dynamics. Which would you take? Which one is less biased?
@@ -932,10 +943,10 @@ for name, height, noise in zip(structures, heights, found, strict=True):
 log_ratio = np.abs(np.log(found / true_noise))
 checks.inequality(
     "07.4e",
-    "both structured families have smaller gaps than mean-field, and larger errors |log θ̂/θ|",
-    [heights[1], heights[2], log_ratio[0], log_ratio[0]],
-    [heights[0], heights[0], log_ratio[1], log_ratio[2]],
-    wrong={"a smaller gap means a smaller bias": [heights[1], heights[2], log_ratio[1] + 0.2, log_ratio[2] + 0.2]},
+    "a block for each signal has a smaller gap than mean-field, and a larger error |log θ̂/θ|",
+    [heights[2], log_ratio[0]],
+    [heights[0], log_ratio[2]],
+    wrong={"the bias in proportion to the gap": [heights[2], log_ratio[2] * heights[0] / heights[2]]},
 )
 noises = np.geomspace(0.2, 2, 40)
 looks = {"mean-field": ("--", "o"), "block for each time": (":", "^"), "block for each signal": ("-", "s")}
@@ -1005,8 +1016,7 @@ print(f"slope with a block for each signal {slopes[2]:.2f}, for each time {slope
 # for each signal mends the second and leaves the first alone. (The block for each time does the reverse; its slope at the truth, 0.39,
 # is about mean-field's, and it ends a little further off.)
 #
-# Nothing says that errors must cancel; that is luck, and another θ may have none of it. What stays is the
-# rule: **a richer family gives a tighter bound; it does not promise a better θ.** Only a gap that is *flat*
+# Nothing says that errors must cancel: we chose a coefficient and a θ where they nearly do. What stays is the rule: **a richer family gives a tighter bound; it does not promise a better θ.** Only a gap that is *flat*
 # does, and a gap of zero everywhere is the one flat gap you can be sure of.
 #
 # ## Real data: what empirical Bayes learns
@@ -1023,7 +1033,7 @@ print(f"slope with a block for each signal {slopes[2]:.2f}, for each time {slope
 # \operatorname{tr} M^{-1}) \le 0$, since a conditional variance is at most a marginal one.)
 #
 # So (07.8) predicts before we see any data: **mean-field raises $\sigma^2/s^2$; it shrinks too much.** Li and Turner (2016)
-# show the same for σ. Chapter 02's ten columns first. The oracle for maximum likelihood is scikit-learn's `BayesianRidge`,
+# argue the same for σ at a fixed prior; here 442 patients pin σ, so expect it in $s$. Chapter 02's ten columns first. The oracle for maximum likelihood is scikit-learn's `BayesianRidge`,
 # with its own priors switched off; for mean-field, the joint ascent over θ and φ.
 
 
@@ -1140,16 +1150,16 @@ def mean_coefficients(s, sigma):
     return torch.linalg.solve(B.mT @ B / sigma**2 + torch.eye(20) / s**2, B.mT @ y_score / sigma**2)
 
 
-ratios = np.array([sigma**2 / s**2 for s, sigma in scales.values()])
+was, ratios = ([(sigma / s) ** 2 for s, sigma in pairs] for pairs in ((ml_scales, mean_field_scales), scales.values()))
 checks.inequality(
     "07.11",
     "mean-field raises σ²/s², with ten columns and with bumps",
-    [(ml_scales[1] / ml_scales[0]) ** 2, ratios[0]],
-    [(mean_field_scales[1] / mean_field_scales[0]) ** 2, ratios[1]],
+    [-was[1], -ratios[1]],
+    [-was[0], -ratios[0]],
     wrong={
-        "mean-field is too sure, so it shrinks less": [
-            (mean_field_scales[1] / mean_field_scales[0]) ** 2 + 1,
-            ratios[0],
+        "the penalty added, not subtracted (the same move, the other way)": [
+            was[1] - 2 * was[0],
+            -ratios[1],
         ]
     },
 )
@@ -1193,9 +1203,9 @@ with plots.style():
 # - Ask of a model: which latents will be correlated given the data, and which parameter could make that correlation
 #   smaller? That is the parameter to distrust, and the penalty's slope is the direction.
 # - Compare learned parameters of two families, not only their bounds. If they differ by more than their
-#   standard errors, the simpler one is biased, and the richer one perhaps as well.
-# - At the end of training, look at the slope in θ of the evidence or of a tighter bound (07.10). If it is not zero, train
-#   θ on that bound.
+#   standard errors, at least one of them is biased, and the difference does not say which.
+# - At the end of training, look at the slope in θ of the evidence (07.10), or of an IWAE bound whose $K$ you raise until θ
+#   stops moving. If it is not zero, train θ on that. A bound that is merely tighter proves nothing.
 # - If all you want is $q$, at a θ that you know: none of this concerns you.
 #
 # ## Exercises
@@ -1239,30 +1249,14 @@ def learned_noise(mean_square): ...  # your code
 ch07.learned_noise.check(learned_noise)
 
 # %% [markdown]
-# **Exercise 3 (code).** Write (07.13) for a weight that takes finitely many values: `values` and their `probs` are NumPy
-# arrays. The oracle visits every possible set of $K$ weights.
+# **Exercise 3 (a small study).** Learn prior and noise scale of a regression with a $q$ that has given blocks: return $(s,
+# \sigma)$. Use **variational EM**: no determinant, no gradient, no `profile_of`. Then go back to the bumps. Join neighbours
+# into blocks of 2, 4, 5 and 10. Before you run it, guess: how large must a block be before the prior scale is right?
 #
 # <details><summary>Hint</summary>
 #
-# A trapezoidal rule in $y$ from −60 to 60 is plenty. $\ell(t) = \sum_j p_j e^{-t v_j}$.
-#
-# </details>
-
-
-# %%
-def expected_log_mean(values, probs, num_samples): ...  # your code
-
-
-ch07.expected_log_mean.check(expected_log_mean)
-
-# %% [markdown]
-# **Exercise 4 (a small study).** Learn prior and noise scale of a regression with a $q$ that has given blocks: return $(s,
-# \sigma)$. Then go back to the bumps. Join neighbours into blocks of 2, 4, 5 and 10: how large must a block be before the
-# prior scale is right?
-#
-# <details><summary>Hint</summary>
-#
-# `profile_of` takes blocks. Or write variational EM: it needs no determinant, only the expected squares.
+# E-step: the exact mean, and $\Lambda_{bb}^{-1}$ in each block. M-step: $s^2$ and $\sigma^2$ are the mean squares that $q$ expects,
+# of the coefficients and of the residuals.
 #
 # </details>
 
@@ -1282,8 +1276,8 @@ ch07.learned_scales.check(learned_scales)
 #   models whose posterior $q$ can represent, and loses at most what the gap saves.
 # - **Compute.** In a linear-Gaussian model mean-field puts $\prod \Lambda_{ii}$ in the place of $\det \Lambda$. For two signals
 #   in one datum: $\hat\theta = (V - 4 + \sqrt{V^2 + 8V})/8$, 2.17 instead of 4, and no amount of data mends it.
-# - **Tell.** A tight bound is a statement about $q$. To find the bias in a trained model, look at the slope of the evidence,
-#   or of a tighter bound, in θ.
+# - **Tell.** A tight bound is a statement about $q$. To find the bias in a trained model, look at the slope in θ of the
+#   evidence, or of an IWAE bound whose $K$ you raise until θ stops moving.
 # - **Choose.** Full rank: no bias. IWAE: the bias falls like $1/K$ in our model. A somewhat richer $q$: a smaller gap, and
 #   sometimes a worse θ, because the slope bends θ and not the height.
 #
@@ -1324,19 +1318,20 @@ print(f"no noise at all, V = 2: the ELBO reports {learned_noise_solution(2.0):.2
 
 
 # %% jupyter={"source_hidden": true} tags=["solution", "hide-cell"]
-def expected_log_mean_solution(values, probs, num_samples):
-    points = np.linspace(-60, 60, 6001)
-    t = np.exp(points)
-    transform = np.exp(-np.outer(t / num_samples, values)) @ probs
-    return integrate.trapezoid(np.exp(-t) - transform**num_samples, points)
-
-
-ch07.expected_log_mean.check(expected_log_mean_solution)
-
-
-# %% jupyter={"source_hidden": true} tags=["solution", "hide-cell"]
 def learned_scales_solution(design, y, blocks):
-    return empirical_bayes(design, y, blocks, start=(0.0, 0.0))
+    size = design.shape[1]
+    prior, noise = torch.tensor(1.0), y.var()
+    for _ in range(20_000):
+        Lambda = design.mT @ design / noise + torch.eye(size) / prior
+        mean, S = torch.linalg.solve(Lambda, design.mT @ y / noise), torch.zeros(size, size)
+        for b in blocks:
+            S[torch.tensor(b)[:, None], torch.tensor(b)] = Lambda[b][:, b].inverse()
+        before = prior, noise
+        prior = (mean.square().sum() + S.trace()) / size
+        noise = ((y - design @ mean).square().sum() + (design.mT @ design * S).sum()) / len(y)
+        if abs(prior / before[0] - 1) + abs(noise / before[1] - 1) < 1e-10:
+            break
+    return torch.stack([prior, noise]).sqrt()
 
 
 ch07.learned_scales.check(learned_scales_solution)
@@ -1346,7 +1341,7 @@ for size in (1, 2, 4, 5, 10, 20):
     print(f"blocks of {size:>2}: prior scale {s:.1f}, noise {sigma:.1f}")
 
 # %% [markdown] jupyter={"source_hidden": true} tags=["solution", "hide-cell"]
-# <details><summary>07.E1, 07.E2 and 07.E4, in words</summary>
+# <details><summary>07.E1, 07.E2 and 07.E3, in words</summary>
 #
 # *E1.* The total falls to $1/L$ of maximum likelihood: of ten signals that share one number, each keeps a tenth of its strength.
 #
@@ -1354,7 +1349,7 @@ for size in (1, 2, 4, 5, 10, 20):
 # all the ELBO still reports 1.66. It can never report less than 1, the variance of one signal: at $\theta = 1$ the
 # left side of the cubic is zero, and the right side positive.
 #
-# *E4.* There is no such size short of all 20. Each doubling brings the prior scale a little nearer, and blocks of 10, with
+# *E3.* There is no such size short of all 20. Each larger block brings the prior scale a little nearer, and blocks of 10, with
 # about half of all pairs in them, still leave it at 29 instead of 34. In this model richer is better, since each block joined
 # makes the slope of the penalty in $\sigma^2/s^2$ smaller (the argument below (07.17), for one block); but what is left out still counts.
 #
