@@ -12,9 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Laplace
 
-from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, mlp
+from vi_tutorial.networks import (
+    BernoulliHead,
+    BinomialHead,
+    ContinuousBernoulliHead,
+    DiagonalNormalHead,
+    DiscretisedLogisticHead,
+    DiscretisedNormalHead,
+    FullNormalHead,
+    Head,
+    MixtureNormalHead,
+    NormalHead,
+    mlp,
+)
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -99,10 +111,106 @@ def test_a_scale_beyond_floating_point_is_refused_by_name(log_scale: float) -> N
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_network_that_returns_nan_is_found_at_its_datapoint(head: type[nn.Module]) -> None:
-    outputs = torch.zeros(3, head.num_outputs(2))  # type: ignore[operator]
-    outputs[1, 0] = math.nan
+    class LogarithmOfOnePlus(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log1p(x)
+
+    inputs = torch.zeros(3, head.num_outputs(2))  # type: ignore[operator]
+    inputs[1, 0] = -2.0
     with pytest.raises(ValueError, match=r"(loc|logits) must be finite; received nan at index \(1, 0\)"):
-        head(nn.Identity(), 2)(outputs)  # type: ignore[call-arg]
+        head(LogarithmOfOnePlus(), 2)(inputs)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_image_of_the_wrong_size_is_told_the_right_one(head: type[nn.Module]) -> None:
+    encoder = head(mlp(64, 8, head.num_outputs(2)), 2)  # type: ignore[operator, call-arg]
+    with pytest.raises(ValueError, match=r"inputs must have a last dimension of 64.*received shape \(5, 784\)"):
+        encoder(torch.zeros(5, 784))
+    with pytest.raises(ValueError, match=r"inputs must be finite; received nan at index \(0, 3\)"):
+        encoder(torch.tensor([[0.0, 1.0, 0.0, math.nan]]))
+
+
+# --- The decoder heads, against SciPy --------------------------------------------------------------
+
+
+def test_normal_head_shares_its_scale_or_has_one_per_dimension() -> None:
+    loc, x = torch.randn(4, 3), torch.randn(4, 3)
+    for scale in (torch.tensor(0.7), torch.tensor([0.5, 1.0, 2.0])):
+        head = NormalHead(nn.Identity(), 3, scale)
+        assert np.allclose(head(loc).log_prob(x).detach(), stats.norm.logpdf(x, loc, scale).sum(-1), atol=1e-12)
+        assert torch.allclose(head.scale, scale)
+        assert [name for name, _ in head.named_parameters()] == ["log_scale"]
+
+
+def test_normal_head_keeps_its_scale_above_the_floor() -> None:
+    head = NormalHead(nn.Identity(), 1, torch.tensor(0.3), min_scale=0.1)
+    assert head.scale.item() == pytest.approx(0.3)
+    with torch.no_grad():
+        head.log_scale.fill_(-50.0)
+    assert head.scale.item() == pytest.approx(0.1)
+    head.log_scale.requires_grad_(False)
+    assert not any(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize("head", [DiagonalNormalHead, DiscretisedNormalHead, DiscretisedLogisticHead])
+def test_a_floor_is_added_to_the_networks_scale(head: type[nn.Module]) -> None:
+    limits = {} if head is DiagonalNormalHead else {"low": 0, "high": 16}
+    floored = head(nn.Identity(), 1, min_scale=0.5, **limits)(torch.tensor([3.0, -1.0]))  # type: ignore[call-arg]
+    assert floored.base_dist.scale.item() == pytest.approx(0.5 + math.exp(-1))
+
+
+def test_discretised_heads_read_locations_then_log_scales() -> None:
+    numbers = torch.tensor([4.0, 9.0, -0.5, 0.5])
+    x = torch.tensor([3.0, 12.0])
+    for head, cdf in ((DiscretisedNormalHead, stats.norm.cdf), (DiscretisedLogisticHead, stats.logistic.cdf)):
+        loc, scale = numbers[:2].numpy(), numbers[2:].exp().numpy()
+        upper, lower = (x.numpy() + 0.5 - loc) / scale, (x.numpy() - 0.5 - loc) / scale
+        expected = np.log(cdf(upper) - cdf(lower)).sum()
+        assert head(nn.Identity(), 2, 0, 16)(numbers).log_prob(x).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_binomial_head_counts_up_to_its_total() -> None:
+    logits, x = torch.randn(5, 3), torch.randint(0, 17, (5, 3)).double()
+    p = BinomialHead(nn.Identity(), 3, total_count=16)(logits)
+    assert np.allclose(p.log_prob(x), stats.binom.logpmf(x, 16, logits.sigmoid()).sum(-1), atol=1e-10)
+
+
+def test_continuous_bernoulli_head_is_a_truncated_exponential() -> None:
+    logits, x = torch.tensor([[-3.0, 0.5, 8.0]]), torch.tensor([[0.2, 0.9, 0.4]])
+    rate = -logits.numpy()
+    expected = np.log(np.abs(rate)) - np.log(np.abs(-np.expm1(-rate))) - rate * x.numpy()
+    p = ContinuousBernoulliHead(nn.Identity(), 3)(logits)
+    assert np.allclose(p.log_prob(x), expected.sum(-1), atol=1e-10)
+
+
+def test_mixture_head_reads_logits_means_and_log_scales_component_by_component() -> None:
+    numbers, z = torch.randn(4, 3 * 5), torch.randn(4, 2)
+    q = MixtureNormalHead(nn.Identity(), 2, num_components=3)(numbers)
+    assert q.batch_shape == (4,)
+    assert q.event_shape == (2,)
+    for row in range(4):
+        weight = np.exp(numbers[row, :3].numpy())
+        weight /= weight.sum()
+        density = 0.0
+        for c in range(3):
+            mean = numbers[row, 3 + 2 * c : 5 + 2 * c].numpy()
+            scale = np.exp(numbers[row, 9 + 2 * c : 11 + 2 * c].numpy())
+            density += weight[c] * stats.norm.pdf(z[row].numpy(), mean, scale).prod()
+        assert q.log_prob(z)[row].item() == pytest.approx(math.log(density), abs=1e-10)
+
+
+def test_a_head_of_ones_own_needs_two_methods() -> None:
+    class LaplaceHead(Head):
+        @staticmethod
+        def num_outputs(dim: int) -> int:
+            return dim
+
+        def distribution(self, numbers: torch.Tensor) -> Distribution:
+            return Independent(Laplace(numbers, torch.ones_like(numbers)), 1)
+
+    assert LaplaceHead(mlp(3, 2), 2)(torch.zeros(5, 3)).batch_shape == (5,)
+    with pytest.raises(ValueError, match="network must return 2 numbers for LaplaceHead"):
+        LaplaceHead(mlp(3, 4), 2)(torch.zeros(5, 3))
 
 
 # --- The network itself ----------------------------------------------------------------------------

@@ -124,9 +124,14 @@ def _log_likelihood(likelihood: Distribution, x: Tensor) -> Tensor:
     if outside.any():
         # Limits that come with each sample (a Binomial's total) give ``outside`` leading dimensions that x has not.
         index = tuple(torch.nonzero(outside)[0].tolist()[outside.ndim - x.ndim :])
+        advice = (
+            " (grey levels? binarise them, or take BinomialHead for counts, ContinuousBernoulliHead for [0, 1])"
+            if support is constraints.boolean
+            else ""
+        )
         raise ValueError(
             f"x must lie in the support of the likelihood, {str(support).splitlines()[0]}; "
-            f"received {x[index].tolist()} at index {index}"
+            f"received {x[index].tolist()} at index {index}{advice}"
         )
     return likelihood.log_prob(x)
 
