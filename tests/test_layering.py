@@ -23,6 +23,7 @@ FLOORS = {
     "networks": 1,
     "families": 1,
     "models": 1,
+    "quadrature": 2,
     "em": 2,
     "training": 2,
     "_climb": 2,

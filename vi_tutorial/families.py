@@ -22,10 +22,20 @@ from torch.distributions import (
     transform_to,
 )
 
-from vi_tutorial._validation import check_count, check_data
+from vi_tutorial._validation import check_count, check_data, check_positive
 from vi_tutorial.distributions import diagonal_normal, full_normal
+from vi_tutorial.elbo import LogJoint, draw, elbo
+from vi_tutorial.networks import Head
 
-__all__ = ["Fixed", "FullRankNormal", "LowRankNormal", "MeanFieldNormal", "standard_normal"]
+__all__ = [
+    "Fixed",
+    "FullRankNormal",
+    "LowRankNormal",
+    "MeanFieldNormal",
+    "PerDatapoint",
+    "SemiAmortised",
+    "standard_normal",
+]
 
 
 class Fixed(nn.Module):
@@ -183,3 +193,118 @@ class LowRankNormal(nn.Module):
     def forward(self, x: Tensor | None = None) -> LowRankMultivariateNormal:
         """q as a distribution with ``event_shape`` ``(dim,)``; ``x`` is not looked at."""
         return LowRankMultivariateNormal(self.loc, self.factor, (2 * self.log_scale).exp())
+
+
+class PerDatapoint(nn.Module):
+    r"""One posterior for each datapoint, with parameters of its own: :math:`q_{\phi_n}(z_n)`, n = 1 … N.
+
+    The parameters are the numbers that a head's network would give, one row for each datapoint. So any head makes a
+    family, and an encoder's answer is a place to start from: ``PerDatapoint(encoder, encoder.parameters_at(x))``.
+
+    Args:
+        head: Says what distribution a row of numbers stands for; its network is not used, nor learned.
+        numbers: Where the parameters start, shape ``(N, num_outputs)``; copied.
+
+    Raises:
+        TypeError: If ``head`` is not a :class:`~vi_tutorial.networks.Head`, or ``numbers`` not a floating-point tensor.
+        ValueError: If ``numbers`` does not fit ``head``; on call, if ``x`` does not have N rows.
+
+    Source:
+        Hoffman, Blei, Wang & Paisley (2013), Stochastic Variational Inference: local variational parameters.
+
+    Example:
+        >>> from vi_tutorial.networks import DiagonalNormalHead
+        >>> q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), torch.zeros(1000, 4))
+        >>> q(torch.zeros(1000, 64)).batch_shape, sum(p.numel() for p in q.parameters())
+        (torch.Size([1000]), 4000)
+    """
+
+    def __init__(self, head: Head, numbers: Tensor) -> None:
+        super().__init__()
+        if not isinstance(head, Head):
+            raise TypeError(f"head must be a Head, such as DiagonalNormalHead; received {type(head).__name__}")
+        check_data("numbers", numbers, ndim=2)
+        self._distribution = head.distribution  # a bound method is no submodule: the encoder is not learned here
+        self.numbers = nn.Parameter(numbers.detach().clone())
+        try:
+            self._distribution(self.numbers)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"numbers must be parameters for {type(head).__name__} over {head.dim} dimensions, one row per "
+                f"datapoint; received shape {tuple(numbers.shape)}: {str(error).splitlines()[0]}"
+            ) from error
+
+    def forward(self, x: Tensor) -> Distribution:
+        """The posteriors of all N datapoints; ``x``, shape ``(N, ...)``, only has its rows counted."""
+        if len(x) != len(self.numbers):
+            raise ValueError(
+                f"x must have the {len(self.numbers)} rows that have a posterior each, in their order; received "
+                f"{len(x)}: a new datapoint has none until it is optimised"
+            )
+        return self._distribution(self.numbers)
+
+
+class SemiAmortised(nn.Module):
+    r"""An encoder whose answer is refined by a few steps up each datapoint's own ELBO.
+
+    .. math:: \lambda_0 = \text{encoder}(x), \qquad
+              \lambda_{t+1} = \lambda_t + \eta\, \nabla_\lambda \mathcal{L}(x; \theta, \lambda_t)
+
+    Gradients flow through the steps to the encoder and to θ, so the whole can be trained.
+
+    Args:
+        encoder: Gives the parameters to start from.
+        log_joint: From data ``x`` to the log joint as a function of ``z``: ``model.given``.
+        num_steps: How many steps, at least 0.
+        step_size: :math:`\eta`, positive.
+        num_samples: Draws per datapoint and step.
+
+    Raises:
+        TypeError, ValueError: If an argument is of the wrong kind or out of range.
+
+    Source:
+        Kim, Wiseman, Miller, Sontag & Rush (2018), Semi-Amortized Variational Autoencoders.
+
+    Example:
+        >>> from vi_tutorial.models import conjugate_normal
+        >>> from vi_tutorial.networks import DiagonalNormalHead
+        >>> model, x = conjugate_normal(1), torch.tensor([[2.0]]).double()  # the posterior is N(1, 1/2)
+        >>> encoder = DiagonalNormalHead(nn.Linear(1, 2).double(), 1)
+        >>> q = SemiAmortised(encoder, model.given, num_steps=200, step_size=0.1, num_samples=100)
+        >>> bool((q(x).mean - 1).abs() < 0.1)
+        True
+    """
+
+    def __init__(
+        self,
+        encoder: Head,
+        log_joint: Callable[[Tensor], LogJoint],
+        num_steps: int,
+        step_size: float,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, Head):
+            raise TypeError(f"encoder must be a Head, such as DiagonalNormalHead; received {type(encoder).__name__}")
+        if not callable(log_joint):
+            raise TypeError(f"log_joint must be callable, such as model.given; received {type(log_joint).__name__}")
+        self.encoder = encoder
+        self._log_joint = log_joint
+        self.num_steps = check_count("num_steps", num_steps, minimum=0)
+        self.step_size = check_positive("step_size", step_size)
+        self.num_samples = check_count("num_samples", num_samples)
+
+    def forward(self, x: Tensor) -> Distribution:
+        """q at data ``x``, shape ``(*batch, ...)``, after the steps."""
+        learning = torch.is_grad_enabled()
+        with torch.enable_grad():
+            numbers = self.encoder.parameters_at(x)
+            for _ in range(self.num_steps):
+                if not numbers.requires_grad:
+                    numbers = numbers.requires_grad_()
+                bound = elbo(draw(self._log_joint(x), self.encoder.distribution(numbers), self.num_samples).log_weight)
+                (uphill,) = torch.autograd.grad(bound.sum(), numbers, create_graph=learning)
+                numbers = numbers + self.step_size * uphill
+                if not learning:
+                    numbers = numbers.detach()
+        return self.encoder.distribution(numbers if learning else numbers.detach())

@@ -107,12 +107,12 @@ def reparameterise(q: Distribution, noise: Tensor | int) -> Tensor:
     for a Normal; any other q is sampled with a fixed seed, and the global random state is left alone.
 
     Args:
-        q: A distribution with ``rsample``, ``batch_shape`` ``()``.
+        q: A distribution with ``rsample`` and ``batch_shape`` ``batch``; each element gets the same noise.
         noise: For a Normal (:func:`is_normal`) its base draws, shape ``(num_draws, noise_dim(q))``; else how many
             samples to draw.
 
     Returns:
-        Shape ``(num_draws, dim)``.
+        Shape ``(num_draws, *batch, dim)``.
 
     Raises:
         ValueError: If base draws are given for a q that is no Normal, or have another shape.
@@ -131,12 +131,18 @@ def reparameterise(q: Distribution, noise: Tensor | int) -> Tensor:
             f"noise must be base draws (num_draws, noise_dim(q)) of a Normal q; received shape {tuple(noise.shape)} "
             f"for {type(q).__name__} over {tuple(q.event_shape)}"
         )
+    noise = noise.reshape(len(noise), *[1] * len(q.batch_shape), -1)
     if isinstance(q, LowRankMultivariateNormal):
         dim = q.event_shape[0]
-        return q.loc + noise[:, dim:] @ q.cov_factor.mT + noise[:, :dim] * q.cov_diag.sqrt()
+        return q.loc + _times(q.cov_factor, noise[..., dim:]) + noise[..., :dim] * q.cov_diag.sqrt()
     if isinstance(q, MultivariateNormal):
-        return q.loc + noise @ q.scale_tril.mT
+        return q.loc + _times(q.scale_tril, noise)
     return q.mean + noise * q.stddev
+
+
+def _times(matrix: Tensor, noise: Tensor) -> Tensor:
+    """The matrix of each batch element times each draw."""
+    return noise @ matrix.mT if matrix.ndim == 2 else (matrix @ noise.unsqueeze(-1)).squeeze(-1)
 
 
 class Frame(NamedTuple):

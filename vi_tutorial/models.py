@@ -8,7 +8,7 @@ Every model is a prior and a likelihood, both modules that return distributions,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ __all__ = [
     "GaussianMixture",
     "LatentVariableModel",
     "LinearGaussian",
+    "Simulated",
     "conjugate_normal",
     "factor_analysis",
     "gaussian_mixture",
@@ -42,6 +43,18 @@ __all__ = [
     "probabilistic_pca",
     "probabilistic_pca_mle",
 ]
+
+
+class Simulated(NamedTuple):
+    """Latents and the data drawn from them: ``z`` is an exact draw from the posterior given ``x``.
+
+    Example:
+        >>> Simulated(torch.zeros(3, 2), torch.zeros(3, 64)).x.shape
+        torch.Size([3, 64])
+    """
+
+    z: Tensor
+    x: Tensor
 
 
 class LatentVariableModel(nn.Module):
@@ -113,6 +126,24 @@ class LatentVariableModel(nn.Module):
             return prior.log_prob(z) + _log_likelihood(likelihood, x)
 
         return log_joint
+
+    def sample(self, num_samples: int) -> Simulated:
+        r"""Draw :math:`z \sim p(z)`, then :math:`x \sim p_\theta(x \mid z)`: data, not their means.
+
+        Args:
+            num_samples: How many, at least 1.
+
+        Returns:
+            :class:`Simulated`, without gradient: ``z`` of shape ``(num_samples, *latent)`` and ``x`` of shape
+            ``(num_samples, *event)``.
+
+        Raises:
+            TypeError, ValueError: If ``num_samples`` is not an ``int`` of at least 1.
+        """
+        check_count("num_samples", num_samples)
+        with torch.no_grad():
+            z = self.prior().sample(torch.Size([num_samples]))
+            return Simulated(z, self.likelihood(z).sample())
 
 
 def _log_likelihood(likelihood: Distribution, x: Tensor) -> Tensor:
