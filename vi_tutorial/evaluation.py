@@ -3,6 +3,7 @@ r"""How good is q, and how good is the model: estimates of :math:`\log p(x)`, di
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,16 +13,27 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_tutorial._validation import check_count, check_data, check_finite
+from vi_tutorial._validation import check_count, check_data, check_finite, check_not_nan, check_positive, check_shape
 from vi_tutorial.elbo import LogJoint, draw, iwae
+from vi_tutorial.families import PerDatapoint
+from vi_tutorial.models import LatentVariableModel
 
 __all__ = [
+    "ActiveUnits",
     "GapLedger",
     "ImportanceEstimate",
+    "PredictiveCheck",
+    "RateDistortion",
+    "Surgery",
+    "active_units",
+    "best_in_family",
     "effective_sample_size",
+    "elbo_surgery",
     "gap_ledger",
     "importance_sampling",
     "pareto_k",
+    "predictive_check",
+    "rate_distortion",
 ]
 
 
@@ -257,3 +269,300 @@ def gap_ledger(elbo: Tensor, best_elbo: Tensor, log_evidence: Tensor, reference:
         log_evidence.mean().item(),
         None if reference is None else (reference - log_evidence).mean().item(),
     )
+
+
+def best_in_family(
+    objective: Callable[[Distribution], Tensor], q: PerDatapoint, num_steps: int = 50, tolerance: float = 1e-10
+) -> Tensor:
+    r"""The best ELBO that a family can give to each datapoint: :math:`\max_{\lambda_n} \mathcal{L}(x_n; \lambda_n)`.
+
+    Climbs from where ``q`` stands, by Newton's method with each datapoint's own damping: a step that does not raise
+    its ELBO is not taken, so no datapoint ends below its start. It is a local optimum: start in several places where
+    there may be several.
+
+    Args:
+        objective: From q, as a distribution over the batch of all N, to the ELBO of each, shape ``(N,)``; without
+            fresh noise, such as :func:`vi_tutorial.quadrature.expected_elbo`. One datapoint's value must not depend
+            on another's parameters.
+        q: The family; its parameters are left at the best that was found.
+        num_steps: At most so many steps.
+        tolerance: Stops when no ELBO has risen by more, in nats.
+
+    Returns:
+        The ELBOs, shape ``(N,)``, without gradient.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``objective`` returns another shape or is NaN at the start, or an argument is out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.distributions import kl_divergence
+        >>> from vi_tutorial.distributions import diagonal_normal
+        >>> from vi_tutorial.networks import DiagonalNormalHead
+        >>> posterior = diagonal_normal(torch.tensor([[3.0], [-20.0]]).double(), torch.tensor([[0.1], [5.0]]).double())
+        >>> q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 1), torch.zeros(2, 2).double())
+        >>> best_in_family(lambda q: -kl_divergence(q, posterior), q).abs().max() < 1e-10
+        tensor(True)
+        >>> q(torch.zeros(2)).mean.round(decimals=6).flatten().tolist()
+        [3.0, -20.0]
+    """
+    if not isinstance(q, PerDatapoint):
+        raise TypeError(f"q must be a PerDatapoint family; received {type(q).__name__}")
+    check_count("num_steps", num_steps)
+    check_positive("tolerance", tolerance)
+    rows = q.numbers.detach()
+    damping = torch.ones_like(rows[:, 0])
+    with torch.no_grad():
+        value = objective(q(rows))
+    check_shape("objective(q)", value, (len(rows),), "one ELBO per datapoint")
+    check_not_nan("objective(q)", value, "start from other numbers")
+    for _ in range(num_steps):
+        gradient, curvature = _derivatives(objective, q)
+        # Downward curvature is trusted, any other turned downward; damping shortens the step where that misled.
+        eigenvalue, basis = torch.linalg.eigh(curvature)
+        steepness = eigenvalue.abs()
+        steepest = steepness.amax(-1, keepdim=True).clamp_min(1e-12)
+        slope = (basis.mT @ gradient.unsqueeze(-1)).squeeze(-1)
+        if bool((slope**2 / (2 * steepness.clamp_min(1e-9 * steepest))).sum(-1).amax() <= tolerance):
+            break  # nothing left to gain, to second order
+        step = (basis @ (slope / (steepness + damping[:, None] * steepest)).unsqueeze(-1)).squeeze(-1)
+        step = step * (10 * (1 + rows.abs().amax(-1, keepdim=True)) / step.norm(dim=-1, keepdim=True)).clamp_max(1)
+        here = rows.clone()
+        rows.add_(step)  # the parameters themselves: q now stands at the proposal
+        proposed = _value_or_nothing(objective, q, value)
+        better = proposed > value
+        rows.copy_(torch.where(better[:, None], rows, here))
+        value = torch.where(better, proposed, value)
+        damping = torch.where(better, damping / 10, damping * 4).clamp(1e-9, 1e9)
+    return value
+
+
+def _derivatives(objective: Callable[[Distribution], Tensor], q: PerDatapoint) -> tuple[Tensor, Tensor]:
+    """Gradient (N, P) and Hessian (N, P, P) of each datapoint's value: the sum's, since no value sees another's row."""
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(objective(q(q.numbers)).sum(), q.numbers, create_graph=True)
+        rows = [torch.autograd.grad(column.sum(), q.numbers, retain_graph=True)[0] for column in gradient.unbind(-1)]
+    curvature = torch.stack(rows, -2)
+    return gradient.detach(), 0.5 * (curvature + curvature.mT)
+
+
+def _value_or_nothing(objective: Callable[[Distribution], Tensor], q: PerDatapoint, like: Tensor) -> Tensor:
+    """The objective at the proposal; −∞, which is never taken, where the proposal is no distribution."""
+    try:
+        with torch.no_grad():
+            return objective(q(q.numbers)).nan_to_num(nan=-math.inf)
+    except ValueError:
+        return torch.full_like(like, -math.inf)
+
+
+class RateDistortion(NamedTuple):
+    r"""The two terms of the ELBO of each datapoint, in nats, shape ``(N,)``: their sum is −ELBO.
+
+    Attributes:
+        rate: :math:`\mathrm{KL}(q_\phi(z \mid x) \| p(z))`: what the code says of the datapoint.
+        distortion: :math:`-\mathbb{E}_q \log p_\theta(x \mid z)`: what the decoder still has to be told.
+
+    Example:
+        >>> sum(RateDistortion(torch.tensor([3.0]), torch.tensor([20.0])))  # −ELBO
+        tensor([23.])
+    """
+
+    rate: Tensor
+    distortion: Tensor
+
+
+def rate_distortion(model: LatentVariableModel, x: Tensor, q: Distribution, num_samples: int = 100) -> RateDistortion:
+    """Split −ELBO into rate and distortion, by the same draws.
+
+    Args:
+        model: The joint.
+        x: Data, shape ``(N, *event)``.
+        q: The posteriors, ``batch_shape`` ``(N,)``.
+        num_samples: Draws per datapoint, at least 1.
+
+    Returns:
+        :class:`RateDistortion`, without gradient.
+
+    Raises:
+        TypeError, ValueError: As for :func:`vi_tutorial.elbo.draw`.
+
+    Source:
+        Alemi, Poole, Fischer, Dillon, Saurous & Murphy (2018), Fixing a Broken ELBO.
+
+    Example:
+        >>> from vi_tutorial.models import conjugate_normal
+        >>> model, x = conjugate_normal(1), torch.zeros(1, 1).double()
+        >>> prior = model.prior().expand((1,))
+        >>> rate_distortion(model, x, prior).rate  # the prior itself says nothing
+        tensor([0.], dtype=torch.float64)
+    """
+    with torch.no_grad():
+        draws = draw(model.given(x), q, num_samples)
+        log_prior = model.prior().log_prob(draws.z)
+        return RateDistortion((draws.log_q - log_prior).mean(0), (log_prior - draws.log_joint).mean(0))
+
+
+class ActiveUnits(NamedTuple):
+    """Which latents tell one datapoint from another, by :func:`active_units`; shape ``(L,)`` each.
+
+    Example:
+        >>> ActiveUnits(torch.tensor([0.9, 0.0]), torch.tensor([True, False])).active.sum()
+        tensor(1)
+    """
+
+    variance: Tensor
+    active: Tensor
+
+
+def active_units(q: Distribution, threshold: float = 0.01) -> ActiveUnits:
+    r"""Latents whose posterior mean varies over the data: :math:`\operatorname{Var}_x \mathbb{E}_q[z_i] > 0.01`.
+
+    Args:
+        q: The posteriors of N datapoints, ``batch_shape`` ``(N,)``, N at least 2.
+        threshold: Positive, in the units of z squared.
+
+    Returns:
+        :class:`ActiveUnits`.
+
+    Raises:
+        ValueError: If ``q`` does not have a batch of at least two, or ``threshold`` is not positive.
+
+    Source:
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.2.
+
+    Example:
+        >>> from vi_tutorial.distributions import diagonal_normal
+        >>> q = diagonal_normal(torch.tensor([[1.0, 0.05], [-1.0, -0.05]]), torch.ones(2, 2))
+        >>> active_units(q).active
+        tensor([ True, False])
+    """
+    check_positive("threshold", threshold)
+    mean = q.mean.detach()
+    if mean.ndim != 2 or len(mean) < 2:
+        raise ValueError(
+            f"q must have the posteriors of at least two datapoints; received batch {tuple(q.batch_shape)}"
+        )
+    variance = mean.var(0, correction=0)
+    return ActiveUnits(variance, variance > threshold)
+
+
+class Surgery(NamedTuple):
+    r"""The mean rate, cut in two; numbers in nats.
+
+    .. math:: \frac1N \sum_n \mathrm{KL}(q(z \mid x_n) \| p(z))
+              = \underbrace{\mathbb{I}[n; z]}_{\le \log N} + \mathrm{KL}(\bar q(z) \| p(z)), \qquad
+              \bar q(z) = \frac1N \sum_n q(z \mid x_n)
+
+    Attributes:
+        mean_kl: Mean of the rates.
+        mutual_information: Between the datapoint's index and its code, under q.
+        marginal_kl: From the aggregate posterior to the prior: what no sample from the prior makes good.
+
+    Example:
+        >>> cut = Surgery(torch.tensor(5.0), torch.tensor(4.5), torch.tensor(0.5))
+        >>> cut.mean_kl == cut.mutual_information + cut.marginal_kl
+        tensor(True)
+    """
+
+    mean_kl: Tensor
+    mutual_information: Tensor
+    marginal_kl: Tensor
+
+
+def elbo_surgery(q: Distribution, prior: Distribution, num_samples: int = 10) -> Surgery:
+    """Cut the mean rate into what codes say of datapoints and how far all codes together are from the prior.
+
+    Costs ``num_samples`` · N² densities; the three numbers come from the same draws, and add up exactly.
+
+    Args:
+        q: The posteriors of all N datapoints, ``batch_shape`` ``(N,)``, N at least 2.
+        prior: :math:`p(z)`, ``batch_shape`` ``()``.
+        num_samples: Draws per datapoint, at least 1.
+
+    Returns:
+        :class:`Surgery`.
+
+    Raises:
+        TypeError, ValueError: If ``q`` does not have a batch of at least two, or ``num_samples`` is no count.
+
+    Source:
+        Hoffman & Johnson (2016), ELBO Surgery: Yet Another Way to Carve Up the Variational Evidence Lower Bound.
+
+    Example:
+        >>> from vi_tutorial.distributions import diagonal_normal
+        >>> far_apart = diagonal_normal(torch.tensor([[-50.0], [50.0]]).double(), torch.ones(2, 1).double())
+        >>> prior = diagonal_normal(torch.zeros(1).double(), torch.tensor([50.0]).double())
+        >>> round(elbo_surgery(far_apart, prior).mutual_information.item(), 4)  # which of the two: log 2
+        0.6931
+    """
+    check_count("num_samples", num_samples)
+    if len(q.batch_shape) != 1 or q.batch_shape[0] < 2:
+        raise ValueError(
+            f"q must have the posteriors of at least two datapoints; received batch {tuple(q.batch_shape)}"
+        )
+    num_data = q.batch_shape[0]
+    with torch.no_grad():
+        z = q.sample(torch.Size([num_samples]))
+        log_q, log_prior = q.log_prob(z), prior.log_prob(z)
+        codes = z.reshape(num_samples * num_data, 1, -1)
+        per_chunk = max(1, 4_000_000 // (num_data * z.shape[-1]))
+        log_marginal = torch.cat([q.log_prob(part).logsumexp(-1) for part in codes.split(per_chunk)])
+        log_marginal = log_marginal.reshape(num_samples, num_data) - math.log(num_data)
+    return Surgery((log_q - log_prior).mean(), (log_q - log_marginal).mean(), (log_marginal - log_prior).mean())
+
+
+class PredictiveCheck(NamedTuple):
+    r"""A statistic of the data beside the same statistic of data that the model has made.
+
+    Attributes:
+        observed: T(x), shape ``()``.
+        replicated: T of each replicate, shape ``(R,)``.
+        p_value: The share of replicates with T at least as large. Near 0 or 1: the model does not make such data.
+
+    Example:
+        >>> PredictiveCheck(torch.tensor(5.0), torch.tensor([1.0, 6.0]), torch.tensor(0.5)).p_value
+        tensor(0.5000)
+    """
+
+    observed: Tensor
+    replicated: Tensor
+    p_value: Tensor
+
+
+def predictive_check(statistic: Callable[[Tensor], Tensor], x: Tensor, replicates: Tensor) -> PredictiveCheck:
+    r"""Compare data with data sets of the same size drawn from the model, by one statistic.
+
+    .. math:: \Pr\big(T(x^{\text{rep}}) \ge T(x)\big)
+
+    Replicates are *sampled* data; a decoder's means have less variance than any data. Data used to learn the model
+    make the check milder; held-out data do not.
+
+    Args:
+        statistic: T, from a data set, shape ``(N, *event)``, to one number, shape ``()``.
+        x: The data.
+        replicates: R data sets from the model, shape ``(R, N, *event)``.
+
+    Returns:
+        :class:`PredictiveCheck`.
+
+    Raises:
+        TypeError: If ``x`` or ``replicates`` is not a floating-point tensor, or ``statistic`` not callable.
+        ValueError: If the shapes do not fit, or ``statistic`` does not return one finite number.
+
+    Source:
+        Gelman et al. (2013), Bayesian Data Analysis, section 6.3.
+
+    Example:
+        >>> x, replicates = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([[1.0, 2.0, 3.0], [8.0, 9.0, 10.0]])
+        >>> predictive_check(torch.max, x, replicates).p_value
+        tensor(0.5000)
+    """
+    check_data("x", x)
+    check_data("replicates", replicates)
+    check_shape("replicates", replicates, (len(replicates), *x.shape), "data sets of the shape of x")
+    observed, replicated = statistic(x), torch.stack([torch.as_tensor(statistic(each)) for each in replicates])
+    check_shape("statistic(x)", torch.as_tensor(observed), (), "one number for a data set")
+    check_finite("statistic(x)", torch.as_tensor(observed))
+    check_finite("statistic(replicate)", replicated)
+    return PredictiveCheck(torch.as_tensor(observed), replicated, (replicated >= observed).to(x.dtype).mean())
