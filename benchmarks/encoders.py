@@ -108,6 +108,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
 
 def main() -> None:
     """Train ten VAEs and write what was measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     digits = data.digits()
@@ -117,7 +118,6 @@ def main() -> None:
         for kind in ENCODERS:
             rows.append(measure(seen, held_out, kind, seed))
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = {
         "what": "mean log p(x) and ELBO in nats per binary digit; two latents; diagonal and full-covariance encoders",
         "commit": commit.stdout.strip(),
