@@ -24,6 +24,7 @@ FLOORS = {
     "families": 1,
     "models": 1,
     "quadrature": 2,
+    "annealed": 2,
     "em": 2,
     "training": 2,
     "_climb": 2,

@@ -191,6 +191,7 @@ def posterior_on_grid(
     spacing = 2 * bound / (side - 1)
     per_chunk = max(1, 2_000_000 // x.numel())
     with torch.no_grad():
+        model.given(x)(z[:1].expand(len(x), dim).unsqueeze(0))  # data that do not fit are refused here, by name
         log_joint = torch.cat([_table(model, x, part) for part in z.split(per_chunk)])
         log_evidence = log_joint.logsumexp(0) + dim * math.log(spacing)
         log_prob = log_joint - log_joint.logsumexp(0)
