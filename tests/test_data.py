@@ -8,10 +8,11 @@ from typing import NoReturn
 
 import pytest
 import torch
+from scipy import stats
 from sklearn import datasets
 from torch import Tensor
 
-from vi_tutorial.data import breast_cancer, diabetes, digits, eight_schools, old_faithful, wine
+from vi_tutorial.data import breast_cancer, dequantise, diabetes, digits, eight_schools, old_faithful, wine
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +120,18 @@ def test_eight_schools_are_rubins() -> None:
     # Complete pooling: 7.7 with standard error 4.1 (Gelman et al.)
     assert ((precision * schools.effect).sum() / precision.sum()).item() == pytest.approx(7.7, abs=0.05)
     assert precision.sum().rsqrt().item() == pytest.approx(4.1, abs=0.05)
+
+
+def test_dequantise_keeps_the_integers_below_and_fills_the_interval() -> None:
+    counts = digits().train
+    for dtype in (torch.float32, torch.float64):
+        spread = dequantise(counts.to(dtype), torch.Generator().manual_seed(0))
+        assert torch.equal(spread.floor(), counts.to(dtype))
+        assert stats.kstest((spread - counts).flatten()[:5000].numpy(), "uniform").pvalue > 1e-3
+    big = torch.full((100_000,), 2.0**22)  # float32 has one bit left for u
+    assert torch.equal(dequantise(big).floor(), big)
+
+
+def test_dequantise_refuses_what_is_no_integer() -> None:
+    with pytest.raises(ValueError, match=r"counts must be integers; received 0.5: already dequantised\?"):
+        dequantise(torch.tensor([1.0, 0.5]))

@@ -10,19 +10,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
-from torch import Tensor
-from torch.distributions import Normal
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, kl_divergence
 
-from vi_tutorial.distributions import diagonal_normal
+from vi_tutorial.distributions import diagonal_normal, full_normal
 from vi_tutorial.elbo import draw, iwae
 from vi_tutorial.evaluation import (
     GapLedger,
+    active_units,
+    best_in_family,
     effective_sample_size,
+    elbo_surgery,
     gap_ledger,
     importance_sampling,
     pareto_k,
+    predictive_check,
+    rate_distortion,
 )
-from vi_tutorial.models import LinearGaussian
+from vi_tutorial.families import PerDatapoint, standard_normal
+from vi_tutorial.models import LatentVariableModel, LinearGaussian
+from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, MixtureNormalHead, mlp
+from vi_tutorial.quadrature import expected_elbo, posterior_on_grid
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -214,3 +222,157 @@ def test_the_tests_own_oracle_of_the_shifted_normal() -> None:
     """E_q w² = e^(μ²) at μ = 1, by quadrature."""
     moment, _ = integrate.quad(lambda z: stats.norm.pdf(z) ** 2 / stats.norm.pdf(z, 1.0), -12, 12)
     assert moment == pytest.approx(math.e, rel=1e-6)
+
+
+# --- The best member of a family ---------------------------------------------------------------------
+
+
+def _linear(num_data: int = 5) -> tuple[LinearGaussian, Tensor]:
+    torch.manual_seed(0)
+    model = LinearGaussian(torch.tensor([[2.0, 0.9], [-0.5, 1.0], [1.0, 1.0]]), torch.randn(3), torch.tensor(0.5))
+    return model.requires_grad_(False), model.sample(num_data).x
+
+
+def test_the_best_full_normal_of_a_linear_model_is_the_posterior() -> None:
+    model, x = _linear()
+    q = PerDatapoint(FullNormalHead(nn.Identity(), 2), torch.zeros(5, 5))
+    best = best_in_family(lambda q: model.elbo(x, q), q)
+    assert torch.allclose(best, model.log_evidence(x), atol=1e-9)
+    assert torch.allclose(q(x).mean, model.posterior(x).mean, atol=1e-5)
+    assert torch.allclose(q(x).covariance_matrix, model.posterior(x).covariance_matrix, atol=1e-5)
+
+
+def test_the_best_diagonal_normal_of_a_linear_model_has_the_precisions_diagonal() -> None:
+    model, x = _linear()
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), 3 * torch.randn(5, 4))
+    best = best_in_family(lambda q: model.elbo(x, q), q)
+    precision = model.posterior_precision()
+    gap = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    assert torch.allclose(best, model.log_evidence(x) - gap, atol=1e-9)
+    assert torch.allclose(q(x).variance, precision.diagonal().reciprocal().expand(5, 2), atol=1e-5)
+
+
+def test_nobody_ends_below_the_start_and_richer_families_end_higher() -> None:
+    torch.manual_seed(1)
+    model = LatentVariableModel(standard_normal(2), BernoulliHead(mlp(2, 16, 10), 10)).requires_grad_(False)
+    for p in model.parameters():
+        p.mul_(3)
+    x = model.sample(20).x
+    exact = posterior_on_grid(model, x).log_evidence
+
+    def objective(q: Distribution) -> Tensor:
+        return expected_elbo(model.given(x), q, order=20)
+
+    numbers = torch.randn(20, 4)
+    diagonal = PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), numbers)
+    start = objective(diagonal(x)).detach()
+    best = best_in_family(objective, diagonal)
+    assert (best >= start).all()
+    (gradient,) = torch.autograd.grad(objective(diagonal(x)).sum(), diagonal.numbers)
+    assert gradient.abs().max() < 1e-4
+    assert torch.allclose(objective(diagonal(x)).detach(), best, atol=1e-12)
+    full = PerDatapoint(
+        FullNormalHead(nn.Identity(), 2), torch.cat([diagonal.numbers.detach(), torch.zeros(20, 1)], -1)
+    )
+    assert (best_in_family(objective, full) >= best).all()
+    # Two copies of the diagonal optimum, moved apart a little: a mixture that starts there can only gain.
+    loc, log_scale = diagonal.numbers.detach().chunk(2, -1)
+    apart = 0.1 * torch.randn(20, 2)
+    twice = torch.cat([torch.zeros(20, 2), loc + apart, loc - apart, log_scale, log_scale], -1)
+    mixture = PerDatapoint(MixtureNormalHead(nn.Identity(), 2, 2), twice)
+    richer = best_in_family(objective, mixture)
+    assert (richer > best - 0.02).all()
+    assert (richer - best).mean() > 0
+    assert (exact - richer > -1e-3).all()
+
+
+def test_a_datapoint_does_not_see_its_neighbours() -> None:
+    model, x = _linear()
+    numbers = torch.randn(5, 4)
+    together = best_in_family(
+        lambda q: model.elbo(x, q), q := PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), numbers)
+    )
+    for n in range(5):
+        row = slice(n, n + 1)
+        alone = PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), numbers[row])
+        assert torch.allclose(best_in_family(lambda q, r=row: model.elbo(x[r], q), alone), together[row], atol=1e-9)
+        assert torch.allclose(alone.numbers, q.numbers[row], atol=1e-4)
+
+
+def test_best_in_family_refuses_what_is_no_objective() -> None:
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 1), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"objective\(q\) must have shape \(3,\)"):
+        best_in_family(lambda q: q.mean.sum(), q)
+    with pytest.raises(ValueError, match=r"objective\(q\) is NaN at index \(0,\)"):
+        best_in_family(lambda q: q.mean.sum(-1) * math.nan, q)
+    with pytest.raises(TypeError, match="q must be a PerDatapoint family"):
+        best_in_family(lambda q: q.mean.sum(-1), standard_normal(1))  # type: ignore[arg-type]
+
+
+# --- Rate, distortion, active units, surgery ---------------------------------------------------------
+
+
+def test_rate_and_distortion_are_the_closed_forms_of_a_linear_model() -> None:
+    model, x = _linear()
+    q = full_normal(torch.randn(5, 2), torch.tensor([[0.5, 0.0], [0.3, 0.8]]).expand(5, 2, 2))
+    found = rate_distortion(model, x, q, num_samples=40_000)
+    rate = kl_divergence(q, model.prior())
+    assert torch.allclose(found.rate, rate, atol=0.05)
+    assert torch.allclose(found.rate + found.distortion, -model.elbo(x, q), rtol=0.02)
+    residual = x - q.mean @ model.weight.mT - model.loc
+    spread = (model.weight @ q.covariance_matrix @ model.weight.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
+    distortion = 1.5 * math.log(2 * math.pi * 0.25) + (residual.square().sum(-1) + spread) / 0.5
+    assert torch.allclose(found.distortion, distortion, rtol=0.02)
+
+
+def test_active_units_are_those_whose_mean_varies() -> None:
+    mean = torch.tensor([[0.0, 3.0, 0.2], [0.0, 3.0, -0.2], [0.0, 3.0, 0.2], [0.0, 3.0, -0.2]])
+    found = active_units(diagonal_normal(mean, torch.ones(3)))
+    assert found.active.tolist() == [False, False, True]
+    assert torch.allclose(found.variance, torch.tensor([0.0, 0.0, 0.04]), atol=1e-15)
+    assert not active_units(diagonal_normal(mean, torch.ones(3)), threshold=0.05).active.any()
+    with pytest.raises(ValueError, match="at least two datapoints"):
+        active_units(diagonal_normal(torch.zeros(3), torch.ones(3)))
+
+
+def test_surgery_against_quadrature_in_one_dimension() -> None:
+    loc, scale = np.array([-1.0, 0.0, 2.5]), np.array([0.5, 1.0, 0.3])
+    q = diagonal_normal(torch.tensor(loc)[:, None], torch.tensor(scale)[:, None])
+    torch.manual_seed(0)
+    found = elbo_surgery(q, standard_normal(1)(), num_samples=100_000)
+
+    def mixture(z: float) -> float:
+        return stats.norm.pdf(z, loc, scale).mean()
+
+    marginal, _ = integrate.quad(lambda z: mixture(z) * (math.log(mixture(z)) - stats.norm.logpdf(z)), -8, 8, limit=200)
+    mean_kl = (0.5 * (loc**2 + scale**2 - 1) - np.log(scale)).mean()
+    assert found.marginal_kl.item() == pytest.approx(marginal, abs=0.01)
+    assert found.mean_kl.item() == pytest.approx(mean_kl, abs=0.02)
+    assert found.mutual_information.item() == pytest.approx(mean_kl - marginal, abs=0.01)
+    assert (found.mutual_information + found.marginal_kl - found.mean_kl).abs() < 1e-10
+
+
+def test_surgery_of_posteriors_that_are_all_the_same_has_no_information() -> None:
+    q = diagonal_normal(torch.ones(4, 2), torch.ones(2))
+    found = elbo_surgery(q, standard_normal(2)(), num_samples=5)
+    assert abs(found.mutual_information.item()) < 1e-12
+    with pytest.raises(ValueError, match="at least two datapoints"):
+        elbo_surgery(standard_normal(2)(), standard_normal(2)())
+
+
+# --- Predictive checks --------------------------------------------------------------------------------
+
+
+def test_a_true_models_p_values_are_uniform_and_a_wrong_ones_are_not() -> None:
+    torch.manual_seed(3)
+    p_values = [predictive_check(torch.std, torch.randn(30), torch.randn(99, 30)).p_value.item() for _ in range(300)]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+    assert predictive_check(torch.std, torch.randn(100), 2 * torch.randn(99, 100)).p_value == 1
+    assert predictive_check(torch.std, torch.randn(100), 0.5 * torch.randn(99, 100)).p_value == 0
+
+
+def test_predictive_check_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"replicates must have shape \(7, 3\)"):
+        predictive_check(torch.max, torch.zeros(3), torch.zeros(7, 4))
+    with pytest.raises(ValueError, match=r"statistic\(x\) must have shape \(\)"):
+        predictive_check(lambda x: x, torch.zeros(3), torch.zeros(7, 3))

@@ -13,7 +13,18 @@ from torch import nn
 from torch.distributions import Beta, Normal
 
 from vi_tutorial.distributions import diagonal_normal
-from vi_tutorial.families import Fixed, FullRankNormal, LowRankNormal, MeanFieldNormal, standard_normal
+from vi_tutorial.elbo import draw, elbo
+from vi_tutorial.families import (
+    Fixed,
+    FullRankNormal,
+    LowRankNormal,
+    MeanFieldNormal,
+    PerDatapoint,
+    SemiAmortised,
+    standard_normal,
+)
+from vi_tutorial.models import LinearGaussian
+from vi_tutorial.networks import DiagonalNormalHead, FullNormalHead, MixtureNormalHead, mlp
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -140,3 +151,99 @@ def test_the_entropy_of_full_rank_follows_its_factor() -> None:
         q.unconstrained_tril.copy_(torch.tensor([[0.3, 9.0], [1.0, -0.5]]))  # 9: above the diagonal, without effect
     expected = math.log(2 * math.pi * math.e) + 0.3 - 0.5
     assert q().entropy().item() == pytest.approx(expected, abs=1e-12)
+
+
+# --- One posterior per datapoint, and an encoder whose answer is refined ----------------------------
+
+
+def test_per_datapoint_starts_at_the_encoders_answer_and_leaves_the_encoder_alone() -> None:
+    encoder, x = DiagonalNormalHead(mlp(6, 8, 4), 2), torch.randn(5, 6)
+    q = PerDatapoint(encoder, encoder.parameters_at(x))
+    assert torch.equal(q(x).mean, encoder(x).mean)
+    assert torch.equal(q(x).stddev, encoder(x).stddev)
+    assert [name for name, _ in q.named_parameters()] == ["numbers"]
+    with torch.no_grad():
+        q.numbers[2].add_(1)
+    moved = (q(x).mean != encoder(x).mean).any(-1)
+    assert moved.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("head", [DiagonalNormalHead(nn.Identity(), 2), FullNormalHead(nn.Identity(), 2)])
+def test_per_datapoint_rows_are_what_the_head_reads(head: DiagonalNormalHead) -> None:
+    numbers = torch.randn(7, head.num_outputs(2))
+    q, z = PerDatapoint(head, numbers), torch.randn(7, 2)
+    for n in range(7):
+        assert q(numbers).log_prob(z)[n].item() == pytest.approx(head(numbers[n]).log_prob(z[n]).item(), abs=1e-12)
+
+
+def test_a_full_row_with_zeros_below_is_the_diagonal_one() -> None:
+    numbers, z = torch.randn(4, 6), torch.randn(4, 3)
+    diagonal = PerDatapoint(DiagonalNormalHead(nn.Identity(), 3), numbers)
+    full = PerDatapoint(FullNormalHead(nn.Identity(), 3), torch.cat([numbers, torch.zeros(4, 3)], -1))
+    assert torch.allclose(diagonal(z).log_prob(z), full(z).log_prob(z), atol=1e-12)
+
+
+def test_per_datapoint_has_nothing_for_a_new_datapoint() -> None:
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), torch.zeros(5, 4))
+    with pytest.raises(ValueError, match=r"x must have the 5 rows.*received 3"):
+        q(torch.zeros(3, 64))
+    with pytest.raises(ValueError, match=r"numbers must be parameters for MixtureNormalHead over 2.*\(5, 4\)"):
+        PerDatapoint(MixtureNormalHead(nn.Identity(), 2, 3), torch.zeros(5, 4))
+    with pytest.raises(TypeError, match="head must be a Head"):
+        PerDatapoint(nn.Linear(2, 2), torch.zeros(5, 4))  # type: ignore[arg-type]
+
+
+def _linear() -> tuple[LinearGaussian, torch.Tensor]:
+    torch.manual_seed(0)
+    model = LinearGaussian(torch.tensor([[1.0, 0.3], [-0.5, 1.0], [1.0, 0.2]]), torch.zeros(3), torch.tensor(0.7))
+    return model.requires_grad_(False), model.sample(6).x
+
+
+def test_semi_amortised_without_steps_is_the_encoder() -> None:
+    model, x = _linear()
+    encoder = DiagonalNormalHead(mlp(3, 4), 2)
+    q = SemiAmortised(encoder, model.given, num_steps=0, step_size=0.1)
+    assert torch.equal(q(x).mean, encoder(x).mean)
+    with torch.no_grad():
+        assert not q(x).mean.requires_grad
+
+
+def test_one_refining_step_is_gradient_ascent_on_the_same_draws() -> None:
+    model, x = _linear()
+    encoder = DiagonalNormalHead(mlp(3, 4), 2)
+    torch.manual_seed(1)
+    found = SemiAmortised(encoder, model.given, num_steps=1, step_size=0.05, num_samples=3)(x)
+    torch.manual_seed(1)
+    numbers = encoder.parameters_at(x).detach().requires_grad_()
+    elbo(draw(model.given(x), encoder.distribution(numbers), 3).log_weight).sum().backward()
+    assert numbers.grad is not None
+    expected = encoder.distribution(numbers + 0.05 * numbers.grad)
+    assert torch.allclose(found.mean, expected.mean, atol=1e-12)
+    assert torch.allclose(found.stddev, expected.stddev, atol=1e-12)
+
+
+def test_refining_raises_the_exact_bound_and_can_be_learned_through() -> None:
+    model, x = _linear()
+    encoder = DiagonalNormalHead(mlp(3, 4), 2)
+    q = SemiAmortised(encoder, model.given, num_steps=60, step_size=0.05, num_samples=20)
+    with torch.no_grad():
+        refined, raw = model.elbo(x, q(x)), model.elbo(x, encoder(x))
+    assert (refined > raw).all()
+    assert not refined.requires_grad
+
+    def bound(weight: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(2)
+        two = SemiAmortised(DiagonalNormalHead(_Affine(weight), 2), model.given, num_steps=2, step_size=0.05)
+        return model.elbo(x, two(x))
+
+    weight = (0.1 * torch.randn(3, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(bound, (weight,))
+
+
+class _Affine(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight

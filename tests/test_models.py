@@ -618,3 +618,19 @@ def test_a_prior_may_be_any_fixed_distribution() -> None:
     )
     x, z = torch.tensor([1.0, 0.0]), torch.tensor([0.4])
     assert model.given(x)(z).item() == pytest.approx(stats.beta(2, 3).logpdf(0.4) + math.log(0.4 * 0.6), abs=1e-12)
+
+
+# --- Simulated data ---------------------------------------------------------------------------------
+
+
+def test_simulated_data_have_the_models_marginal_and_their_latents_the_posterior() -> None:
+    torch.manual_seed(0)
+    model = LinearGaussian(torch.tensor([[2.0], [-1.0]]), torch.tensor([1.0, 0.0]), torch.tensor(0.5))
+    z, x = model.sample(50_000)
+    assert z.shape == (50_000, 1)
+    assert torch.allclose(x.mean(0), model.loc, atol=0.05)
+    assert torch.allclose(x.T.cov(), model.marginal().covariance_matrix, atol=0.08)
+    pull = (z - model.posterior(x).mean) / model.posterior(x).stddev
+    assert abs(pull.mean().item()) < 0.02
+    assert pull.std().item() == pytest.approx(1, abs=0.02)
+    assert not x.requires_grad

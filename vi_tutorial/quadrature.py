@@ -19,7 +19,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily
 from vi_tutorial._validation import check_count, check_data, check_positive
 from vi_tutorial.distributions import diagonal_normal
 from vi_tutorial.elbo import LogJoint, weigh
-from vi_tutorial.frozen import reparameterise
+from vi_tutorial.frozen import is_normal, reparameterise
 from vi_tutorial.models import LatentVariableModel
 
 __all__ = ["GridPosterior", "expected_elbo", "gauss_hermite", "posterior_on_grid"]
@@ -86,18 +86,15 @@ def expected_elbo(log_joint: LogJoint, q: Distribution, order: int = 10) -> Tens
         >>> bool(gap.abs() < 1e-12)
         True
     """
-    parts: list[tuple[Tensor, Distribution]]
-    if isinstance(q, MixtureSameFamily):
-        each = q.component_distribution
-        if not isinstance(each, Independent):
-            raise ValueError(f"q must be a Normal or a mixture of diagonal Normals; received {q}")
-        probabilities = q.mixture_distribution.probs
+    parts: list[tuple[Tensor, Distribution]] = [(torch.ones(()), q)]
+    if isinstance(q, MixtureSameFamily) and isinstance(q.component_distribution, Independent):
+        each, probabilities = q.component_distribution, q.mixture_distribution.probs
         parts = [
             (probabilities[..., c], diagonal_normal(each.mean[..., c, :], each.stddev[..., c, :]))
             for c in range(probabilities.shape[-1])
         ]
-    else:
-        parts = [(torch.ones(()), q)]
+    elif not is_normal(q) or len(q.event_shape) != 1:
+        raise ValueError(f"q must be a Normal over vectors, or a mixture of diagonal ones; received {q}")
     points, weights = gauss_hermite(order, q.event_shape[0])
     total: Tensor | float = 0.0
     for probability, part in parts:
