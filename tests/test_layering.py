@@ -24,6 +24,8 @@ FLOORS = {
     "families": 1,
     "models": 1,
     "quadrature": 2,
+    "objectives": 2,
+    "batch_and_match": 2,
     "annealed": 2,
     "em": 2,
     "training": 2,

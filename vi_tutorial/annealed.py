@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vi_tutorial._validation import check_count, check_data, check_positive, check_shape
-from vi_tutorial.elbo import LogJoint, draw, iwae, weigh
+from vi_tutorial.elbo import Draws, LogJoint, iwae, weigh
+from vi_tutorial.objectives import tempered
 
 __all__ = ["AnnealedEstimate", "Ladder", "forward", "reverse", "tune"]
 
@@ -124,7 +125,7 @@ def tune(
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance must lie between 0 and 1; received {target_acceptance}")
     with torch.no_grad():
-        start = draw(log_joint, initial, num_chains)
+        start = _start(log_joint, initial, num_chains)
     z = start.z
     position = torch.linspace(-1, 1, num_temperatures + 1, dtype=z.dtype, device=z.device)
     beta = (4 * position).sigmoid()
@@ -166,7 +167,7 @@ def forward(log_joint: LogJoint, initial: Distribution, ladder: Ladder, num_chai
     """
     check_count("num_chains", num_chains, minimum=2)
     with torch.no_grad():
-        start = draw(log_joint, initial, num_chains)
+        start = _start(log_joint, initial, num_chains)
     _check_ladder(ladder, start.log_q)
     z, log_weight = start.z, torch.zeros_like(start.log_q)
     acceptances = []
@@ -229,6 +230,13 @@ def reverse(log_joint: LogJoint, initial: Distribution, ladder: Ladder, z: Tenso
     )
 
 
+def _start(log_joint: LogJoint, initial: Distribution, num_chains: int) -> Draws:
+    check_count("num_chains", num_chains)
+    if not isinstance(initial, Distribution):
+        raise TypeError(f"initial must be a torch.distributions.Distribution; received {type(initial).__name__}")
+    return weigh(log_joint, initial, initial.sample(torch.Size([num_chains])))
+
+
 def _standard_error(log_weight: Tensor) -> Tensor:
     """Of the log of the mean weight, to first order."""
     relative = (log_weight - iwae(log_weight)).exp()
@@ -247,11 +255,12 @@ def _hamiltonian_step(
 ) -> tuple[Tensor, Tensor]:
     """One Metropolis-corrected Hamiltonian step that leaves f_t as it is: where it ends, and its acceptance."""
 
+    between = tempered(log_joint, initial, beta)
+
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            draws = weigh(log_joint, initial, z)
-            log_f = (1 - beta) * draws.log_q + beta * draws.log_joint
+            log_f = between(z)
             return log_f.detach(), torch.autograd.grad(log_f.sum(), z)[0]
 
     size = step_size.unsqueeze(-1)

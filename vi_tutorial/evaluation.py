@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vi_tutorial._validation import check_count, check_data, check_finite, check_not_nan, check_positive, check_shape
-from vi_tutorial.elbo import LogJoint, draw, iwae
+from vi_tutorial.elbo import LogJoint, draw, iwae, weigh
 from vi_tutorial.families import PerDatapoint
 from vi_tutorial.models import LatentVariableModel
 
@@ -69,7 +69,7 @@ def importance_sampling(
 
     Args:
         log_joint: As for :func:`vi_tutorial.elbo.draw`.
-        q: As for :func:`vi_tutorial.elbo.draw`.
+        q: As for :func:`vi_tutorial.elbo.draw`; ``rsample`` is not needed.
         num_samples: K, at least 25, so that the tail of the weights can be looked at.
         chunk_size: How many samples to hold in memory at once.
 
@@ -94,7 +94,8 @@ def importance_sampling(
     check_count("chunk_size", chunk_size)
     with torch.no_grad():
         sizes = [min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size)]
-        log_weight = torch.cat([draw(log_joint, q, size).log_weight for size in sizes])
+        # Sampled, not reparameterised: no gradient is wanted, and a q without rsample, a mixture say, will do.
+        log_weight = torch.cat([weigh(log_joint, q, q.sample(torch.Size([size]))).log_weight for size in sizes])
     log_evidence = iwae(log_weight)
     relative = (log_weight - log_evidence).exp()
     return ImportanceEstimate(

@@ -14,9 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
+    Categorical,
     Distribution,
     Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     constraints,
     transform_to,
@@ -34,6 +36,7 @@ __all__ = [
     "MeanFieldNormal",
     "PerDatapoint",
     "SemiAmortised",
+    "VampPrior",
     "standard_normal",
 ]
 
@@ -308,3 +311,45 @@ class SemiAmortised(nn.Module):
                 if not learning:
                     numbers = numbers.detach()
         return self.encoder.distribution(numbers if learning else numbers.detach())
+
+
+class VampPrior(nn.Module):
+    r"""A prior that is a mixture of posteriors: those of M pseudo-inputs, which are learned.
+
+    .. math:: p(z) = \frac1M \sum_{m=1}^{M} q_\phi(z \mid u_m)
+
+    With all datapoints for pseudo-inputs it is the aggregate posterior, the prior that maximises the mean ELBO. The
+    encoder is the q of the same model: its parameters then have a say in the prior too.
+
+    Args:
+        encoder: A module that maps inputs to distributions, ``batch_shape`` ``(M,)`` for M inputs.
+        pseudo_inputs: Where they start, shape ``(M, D)``; copied.
+
+    Raises:
+        TypeError: If ``encoder`` is not a ``torch.nn.Module``, or ``pseudo_inputs`` not a floating-point tensor.
+        ValueError: If ``pseudo_inputs`` does not fit ``encoder``.
+
+    Source:
+        Tomczak & Welling (2018), VAE with a VampPrior.
+
+    Example:
+        >>> from vi_tutorial.networks import DiagonalNormalHead, mlp
+        >>> prior = VampPrior(DiagonalNormalHead(mlp(64, 16, 4), 2), torch.rand(10, 64))
+        >>> prior().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor) -> None:
+        super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be a torch.nn.Module; received {type(encoder).__name__}")
+        check_data("pseudo_inputs", pseudo_inputs, ndim=2)
+        self.encoder = encoder
+        self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
+        self()  # inputs that do not fit are refused here
+
+    def forward(self, x: Tensor | None = None) -> MixtureSameFamily:
+        """The prior; ``x`` is not looked at."""
+        return MixtureSameFamily(
+            Categorical(logits=torch.zeros_like(self.pseudo_inputs[:, 0])), self.encoder(self.pseudo_inputs)
+        )
