@@ -15,7 +15,9 @@ PACKAGE = Path(vi_tutorial.__file__).parent
 FLOORS = {
     "__init__": 0,
     "_validation": 0,
+    "_stable": 0,
     "distributions": 0,
+    "softened": 0,
     "data": 0,
     "elbo": 1,
     "frozen": 1,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import integrate, special
 from torch import Tensor, nn
 from torch.distributions import Independent, Laplace, Normal, kl_divergence
 
-from vi_tutorial.distributions import diagonal_normal, full_normal
-from vi_tutorial.elbo import draw, elbo
-from vi_tutorial.families import VampPrior, standard_normal
+from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
+from vi_tutorial.elbo import draw, elbo, elbo_enumerated
+from vi_tutorial.families import Fixed, VampPrior, standard_normal
 from vi_tutorial.models import LatentVariableModel, LinearGaussian
 from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, mlp
 from vi_tutorial.objectives import (
@@ -17,6 +18,7 @@ from vi_tutorial.objectives import (
     free_bits_objective,
     kl_per_latent,
     linear_schedule,
+    relaxed_objective,
     tempered,
 )
 
@@ -150,3 +152,36 @@ def test_another_familys_prior_needs_only_log_prob() -> None:
     model = LatentVariableModel(LaplacePrior(), BernoulliHead(mlp(2, 8, 5), 5))
     q, x = diagonal_normal(torch.zeros(3, 2), torch.ones(3, 2)), torch.zeros(3, 5)
     assert beta_objective(model, x, q, 2.0).shape == (3,)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_the_relaxed_objective_has_the_mean_that_quadrature_finds(temperature: float) -> None:
+    """One coin z, a decoder of one pixel with logit 3 z − 1, x = 1."""
+    decoder = BernoulliHead(nn.Linear(1, 1), 1)
+    with torch.no_grad():
+        decoder.network.weight.fill_(3.0)
+        decoder.network.bias.fill_(-1.0)
+    model = LatentVariableModel(Fixed(bernoulli, logits=torch.tensor([0.4])), decoder)
+    x, q = torch.ones(1, 1), bernoulli(torch.tensor([[0.8]]))
+    torch.manual_seed(0)
+    found = relaxed_objective(model, x, q, temperature, num_samples=200_000).item()
+
+    def log_likelihood(u: float) -> float:
+        soft = special.expit((0.8 + special.logit(u)) / temperature)
+        return float(special.log_expit(3 * soft - 1))
+
+    expected = integrate.quad(log_likelihood, 0, 1, points=[special.expit(-0.8)], limit=200)[0]
+    kl = sum(special.rel_entr(special.expit(s * 0.8), special.expit(s * 0.4)) for s in (1, -1))
+    assert found == pytest.approx(expected - kl, abs=5e-3)
+    exact = elbo_enumerated(model.given(x), q).item()
+    assert abs(found - exact) > 0.02  # biased
+
+
+def test_the_relaxed_objective_nears_the_elbo_as_it_cools() -> None:
+    torch.manual_seed(0)
+    model = LatentVariableModel(Fixed(bernoulli, logits=torch.zeros(3)), BernoulliHead(mlp(3, 8, 5), 5))
+    x, q = torch.randint(0, 2, (4, 5)).double(), bernoulli(torch.randn(4, 3))
+    exact = elbo_enumerated(model.given(x), q)
+    gap = [(relaxed_objective(model, x, q, t, num_samples=20_000) - exact).abs().max().item() for t in (2.0, 0.5, 0.02)]
+    assert gap[0] > gap[1] > gap[2]
+    assert gap[2] < 0.03

@@ -9,6 +9,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 
 class NotFiniteError(ValueError):
@@ -32,6 +33,13 @@ def check_finite(name: str, value: object) -> Tensor:
         index = tuple(torch.nonzero(bad)[0].tolist())
         raise NotFiniteError(f"{name} must be finite; received {tensor[index].item()} at index {index}")
     return tensor
+
+
+def check_distribution(name: str, value: object, advice: str = "") -> Distribution:
+    """A distribution, or a ``TypeError``."""
+    if not isinstance(value, Distribution):
+        raise TypeError(f"{name} must be a torch.distributions.Distribution; received {type(value).__name__}{advice}")
+    return value
 
 
 def check_data(name: str, value: object, ndim: int | None = None) -> Tensor:

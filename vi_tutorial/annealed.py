@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_tutorial._validation import check_count, check_data, check_positive, check_shape
+from vi_tutorial._validation import check_count, check_data, check_distribution, check_positive, check_shape
 from vi_tutorial.elbo import Draws, LogJoint, iwae, weigh
 from vi_tutorial.objectives import tempered
 
@@ -232,8 +232,7 @@ def reverse(log_joint: LogJoint, initial: Distribution, ladder: Ladder, z: Tenso
 
 def _start(log_joint: LogJoint, initial: Distribution, num_chains: int) -> Draws:
     check_count("num_chains", num_chains)
-    if not isinstance(initial, Distribution):
-        raise TypeError(f"initial must be a torch.distributions.Distribution; received {type(initial).__name__}")
+    check_distribution("initial", initial)
     return weigh(log_joint, initial, initial.sample(torch.Size([num_chains])))
 
 

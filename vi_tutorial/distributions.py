@@ -10,7 +10,6 @@ diagonal and one with a full covariance are registered too, so
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,27 +24,25 @@ from torch.distributions import (
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
-    Uniform,
     constraints,
     kl_divergence,
     register_kl,
 )
 from torch.nn.functional import logsigmoid
 
-from vi_tutorial._validation import check_count, check_finite, check_number, check_positive, check_shape
+from vi_tutorial._stable import log1mexp, log_ndtr
+from vi_tutorial._validation import check_count, check_finite, check_shape
 
 __all__ = [
     "bernoulli",
     "binomial",
     "continuous_bernoulli",
     "covariance",
-    "defensive_mixture",
     "diagonal_normal",
     "discretised_logistic",
     "discretised_normal",
     "full_normal",
     "mixture_normal",
-    "noised",
 ]
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
@@ -324,91 +321,6 @@ def mixture_normal(logits: Tensor, loc: Tensor, scale: Tensor) -> MixtureSameFam
     return _MixtureNormal(Categorical(logits=logits), Independent(Normal(loc, scale), 1))
 
 
-def defensive_mixture(q: Distribution, broad: Distribution, share: float) -> Distribution:
-    r"""A proposal that cannot miss much: now and then a draw comes from a broad distribution instead of q.
-
-    .. math:: q_\delta(z) = (1 - \delta)\, q(z) + \delta\, p_0(z)
-
-    With :math:`p_0` the prior the importance weights are bounded by the likelihood:
-    :math:`p(x, z) / q_\delta(z) \le p(x \mid z) / \delta`.
-
-    Args:
-        q: Any distribution.
-        broad: :math:`p_0`, of the same shapes.
-        share: :math:`\delta`, between 0 and 1.
-
-    Returns:
-        A distribution with ``log_prob`` and ``sample``.
-
-    Raises:
-        TypeError: If ``q`` or ``broad`` is not a ``Distribution``.
-        ValueError: If their shapes differ, or ``share`` is not between 0 and 1.
-
-    Source:
-        Hesterberg (1995), Weighted Average Importance Sampling and Defensive Mixture Distributions.
-
-    Example:
-        >>> q, prior = Normal(torch.tensor(9.0), torch.tensor(0.1)), Normal(torch.tensor(0.0), torch.tensor(1.0))
-        >>> (defensive_mixture(q, prior, 0.5).log_prob(torch.tensor(0.0)) - prior.log_prob(torch.tensor(0.0))).exp()
-        tensor(0.5000)
-    """
-    for name, value in (("q", q), ("broad", broad)):
-        if not isinstance(value, Distribution):
-            raise TypeError(f"{name} must be a torch.distributions.Distribution; received {type(value).__name__}")
-    if (broad.batch_shape, broad.event_shape) != (q.batch_shape, q.event_shape):
-        raise ValueError(
-            f"broad must have the shapes of q, {tuple(q.batch_shape)} and {tuple(q.event_shape)}; received "
-            f"{tuple(broad.batch_shape)} and {tuple(broad.event_shape)}"
-        )
-    check_number("share", share)
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1; received {share}")
-    return _DefensiveMixture(q, broad, float(share))
-
-
-def noised(distribution: Distribution, scale: float) -> Distribution:
-    r"""The distribution of :math:`z + s \epsilon`, :math:`\epsilon \sim \mathcal{N}(0, I)`: smoothed by a Normal.
-
-    Two distributions that share no point still share their noised versions' support. The KL between those is a
-    **spread divergence**: zero only if the two are equal, and finite, with a gradient, where their own KL is infinite.
-
-    Args:
-        distribution: A Normal, over numbers or vectors; a mixture of Normals; or a Uniform, over numbers or vectors.
-        scale: s, positive.
-
-    Returns:
-        A distribution of the same shapes, with ``log_prob``, and with ``rsample`` but for mixtures over numbers.
-
-    Raises:
-        TypeError: If ``distribution`` is of another kind.
-        ValueError: If ``scale`` is not positive.
-
-    Source:
-        Zhang, Hayes, Bird, Habib & Barber (2020), Spread Divergence.
-
-    Example:
-        >>> noised(Normal(torch.tensor(1.0), torch.tensor(3.0)), 4.0).stddev
-        tensor(5.)
-        >>> noised(Uniform(torch.tensor(0.0), torch.tensor(1.0)), 0.01).log_prob(torch.tensor(0.5)).abs() < 1e-6
-        tensor(True)
-    """
-    check_positive("scale", scale)
-    d = distribution
-    if isinstance(d, Normal):
-        return Normal(d.loc, (d.scale**2 + scale**2).sqrt())
-    if isinstance(d, Uniform):
-        return _NoisedUniform(d.low, d.high, scale)
-    if isinstance(d, Independent) and isinstance(d.base_dist, Normal | Uniform):
-        return Independent(noised(d.base_dist, scale), d.reinterpreted_batch_ndims)
-    if isinstance(d, MultivariateNormal):
-        return MultivariateNormal(
-            d.loc, d.covariance_matrix + scale**2 * torch.eye(d.event_shape[0], dtype=d.loc.dtype)
-        )
-    if isinstance(d, MixtureSameFamily):
-        return type(d)(d.mixture_distribution, noised(d.component_distribution, scale))
-    raise TypeError(f"distribution must be a Normal, a mixture of Normals or a Uniform; received {d}")
-
-
 def covariance(normal: Distribution) -> Tensor:
     r"""The covariance matrix of a multivariate Normal, whichever way it was made.
 
@@ -531,7 +443,7 @@ class _Discretised(Distribution):
         # A cell far narrower than the scale is its density times its width: the two values of F would cancel.
         narrow = self.scale > 1e4
         resolved = (ratio < 0) & ~narrow & ratio.isfinite()
-        cell = log_inner + torch.where(resolved, _log1mexp(torch.where(resolved, ratio, -1.0)), 0.0)
+        cell = log_inner + torch.where(resolved, log1mexp(torch.where(resolved, ratio, -1.0)), 0.0)
         cell = torch.where(narrow, self._log_density(middle / self.scale) - self.scale.log(), cell)
         cell = torch.where(outer_open, log_inner, cell)
         # The tail beyond the inner edge: all but what lies outside the outer one.
@@ -562,7 +474,7 @@ class _Discretised(Distribution):
 class _DiscretisedNormal(_Discretised):
     @staticmethod
     def _log_cdf(t: Tensor) -> Tensor:
-        return _log_ndtr(t)
+        return log_ndtr(t)
 
     @staticmethod
     def _log_density(t: Tensor) -> Tensor:
@@ -583,83 +495,6 @@ class _DiscretisedLogistic(_Discretised):
 
     def _standard(self, shape: torch.Size) -> Tensor:
         return torch.logit(torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device), eps=1e-12)
-
-
-def _log_ndtr(t: Tensor) -> Tensor:
-    """log Φ(t). torch's own gradient cancels far on the left; there Φ(t) = φ(t) / |t| (1 − 1/t² + 3/t⁴ − 15/t⁶ + …)."""
-    far = t < -50
-    left = torch.where(far, t, -50.0)
-    correction = torch.log1p(-(left**-2) + 3 * left**-4 - 15 * left**-6)
-    series = -0.5 * left**2 - (-left).log() - 0.5 * math.log(2 * math.pi) + correction
-    return torch.where(far, series, torch.special.log_ndtr(torch.where(far, -50.0, t)))
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 − eˣ) for x < 0 without cancellation (Mächler, 2012)."""
-    near = x > -0.6931
-    return torch.where(
-        near, (-torch.expm1(torch.where(near, x, -1.0))).log(), torch.log1p(-torch.where(near, -1.0, x).exp())
-    )
-
-
-class _DefensiveMixture(Distribution):
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-
-    def __init__(self, q: Distribution, broad: Distribution, share: float) -> None:
-        self.q, self.broad, self.share = q, broad, share
-        super().__init__(q.batch_shape, q.event_shape, validate_args=False)
-
-    def expand(self, batch_shape: _Shape, _instance: Any = None) -> _DefensiveMixture:
-        return _DefensiveMixture(self.q.expand(batch_shape), self.broad.expand(batch_shape), self.share)
-
-    @property
-    def mean(self) -> Tensor:
-        return (1 - self.share) * self.q.mean + self.share * self.broad.mean
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        near, far = self.q.log_prob(value), self.broad.log_prob(value)
-        return torch.logaddexp(near + math.log1p(-self.share), far + math.log(self.share))
-
-    def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
-        near, far = self.q.sample(sample_shape), self.broad.sample(sample_shape)
-        choice = torch.rand(near.shape[: near.ndim - len(self.event_shape)], device=near.device) < self.share
-        return torch.where(choice.reshape(*choice.shape, *[1] * len(self.event_shape)), far, near)
-
-
-class _NoisedUniform(Distribution):
-    """Uniform on [low, high] plus Normal noise: its density is a difference of two values of Φ."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-    support = constraints.real
-    has_rsample = True
-
-    def __init__(self, low: Tensor, high: Tensor, scale: float) -> None:
-        self.low, self.high, self.scale = low, high, scale
-        super().__init__(low.shape, validate_args=False)
-
-    def expand(self, batch_shape: _Shape, _instance: Any = None) -> _NoisedUniform:
-        return _NoisedUniform(self.low.expand(batch_shape), self.high.expand(batch_shape), self.scale)
-
-    @property
-    def mean(self) -> Tensor:
-        return (self.low + self.high) / 2
-
-    @property
-    def variance(self) -> Tensor:
-        return (self.high - self.low) ** 2 / 12 + self.scale**2
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        # On the left of the middle both values of Φ are exact to the last digit; the right is its mirror image.
-        middle, half = self.mean, (self.high - self.low) / 2
-        left = -(value - middle).abs()
-        inner, outer = ((left + side) / self.scale for side in (half, -half))
-        log_inner, log_outer = _log_ndtr(inner), _log_ndtr(outer)
-        return log_inner + _log1mexp(log_outer - log_inner) - (2 * half).log()
-
-    def rsample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
-        shape = self._extended_shape(sample_shape)
-        u, noise = torch.rand(shape, dtype=self.low.dtype), torch.randn(shape, dtype=self.low.dtype)
-        return self.low + (self.high - self.low) * u + self.scale * noise
 
 
 class _MixtureNormal(MixtureSameFamily):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from vi_tutorial._validation import check_count, check_not_nan, check_number, check_tensor
+from vi_tutorial._validation import check_count, check_distribution, check_not_nan, check_number, check_tensor
 
 __all__ = [
     "Draws",
@@ -149,11 +149,7 @@ def weigh(log_joint: LogJoint, q: Distribution, z: Tensor) -> Draws:
 
 
 def _check_q(q: Distribution) -> None:
-    if not isinstance(q, Distribution):
-        raise TypeError(
-            f"q must be a torch.distributions.Distribution; received {type(q).__name__}"
-            " (call a family first: q(x), not q)"
-        )
+    check_distribution("q", q, " (call a family first: q(x), not q)")
     if 0 in q.batch_shape:
         raise ValueError(f"q must hold at least one datapoint; received batch_shape {tuple(q.batch_shape)}")
 
@@ -229,8 +225,7 @@ def elbo_analytic_kl(log_likelihood: LogJoint, q: Distribution, prior: Distribut
         tensor(-2.)
     """
     _check_q(q)
-    if not isinstance(prior, Distribution):
-        raise TypeError(f"prior must be a torch.distributions.Distribution; received {type(prior).__name__}")
+    check_distribution("prior", prior)
     if prior.batch_shape not in (torch.Size(), q.batch_shape):
         raise ValueError(
             f"prior must have the batch_shape of q {tuple(q.batch_shape)}, or () when shared; "
@@ -240,7 +235,7 @@ def elbo_analytic_kl(log_likelihood: LogJoint, q: Distribution, prior: Distribut
         raise ValueError(
             f"prior must have the event_shape of q {tuple(q.event_shape)}; received {tuple(prior.event_shape)}"
         )
-    kl = kl_divergence(q, prior)
+    kl = kl_divergence(q, prior.expand(q.batch_shape))  # not all of torch's closed forms broadcast
     return elbo(draw(log_likelihood, q, num_samples).log_joint) - kl
 
 

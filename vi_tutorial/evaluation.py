@@ -13,7 +13,15 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_tutorial._validation import check_count, check_data, check_finite, check_not_nan, check_positive, check_shape
+from vi_tutorial._validation import (
+    check_count,
+    check_data,
+    check_distribution,
+    check_finite,
+    check_not_nan,
+    check_positive,
+    check_shape,
+)
 from vi_tutorial.elbo import LogJoint, draw, iwae, weigh
 from vi_tutorial.families import PerDatapoint
 from vi_tutorial.models import LatentVariableModel
@@ -92,6 +100,7 @@ def importance_sampling(
     """
     check_count("num_samples", num_samples, minimum=25)
     check_count("chunk_size", chunk_size)
+    check_distribution("q", q, " (call a family first: q(x), not q)")
     with torch.no_grad():
         sizes = [min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size)]
         # Sampled, not reparameterised: no gradient is wanted, and a q without rsample, a mixture say, will do.
@@ -138,8 +147,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     The largest weights are fitted by a generalised Pareto distribution of shape k; moments of order
     :math:`1/k` and above do not exist if :math:`k > 0`. Estimates are unreliable above
     :math:`\min(1 - 1/\log_{10} K, 0.7)`. k̂ can alarm but never certify: it sees only where q has put its samples.
-    Weights that do not vary, up to rounding, have no tail: k̂ is then :math:`-\infty`. Where they vary so much that most
-    of the tail is lost to rounding beside the largest, it is :math:`+\infty`.
+    Where the largest do not vary, up to rounding, there is no tail: k̂ is then :math:`-\infty`. Where they vary so much
+    that most of the tail is lost to rounding beside the largest, it is :math:`+\infty`.
 
     Args:
         log_weight: Shape ``(num_samples, *batch)``, finite, at least 25 samples, nats.
@@ -165,11 +174,12 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     check_count("num_samples", len(log_weight), minimum=25)
     flat = log_weight.detach().double().cpu().reshape(len(log_weight), -1).numpy()
     rounding = 1e-9 * np.maximum(1.0, np.abs(flat).max(0))
-    varies = np.ptp(flat, axis=0) > rounding
     k = np.full(flat.shape[1], -np.inf)
     # Beside a weight e^600 times larger the lower tail underflows, and the reference would return a small k.
     num_tail = math.ceil(min(0.2 * len(flat), 3 * math.sqrt(len(flat))))
-    underflows = flat.max(0) - np.sort(flat, axis=0)[-num_tail + num_tail // 4] > 600
+    tail = np.sort(flat, axis=0)[-num_tail:]
+    varies = np.ptp(tail, axis=0) > rounding
+    underflows = tail[-1] - tail[num_tail // 4] > 600
     k[underflows] = np.inf
     measured = varies & ~underflows
     if measured.any():

@@ -108,9 +108,35 @@ class LatentVariableModel(nn.Module):
             ValueError: If ``x`` is empty or not finite; when the function is called, if ``x`` does not
                 have the shape of the likelihood's data or lies outside its support, or the prior not that of ``z``.
         """
-        check_data("x", x)
+        log_likelihood = self.log_likelihood(x)
 
         def log_joint(z: Tensor) -> Tensor:
+            value = log_likelihood(z)
+            prior, latent = self.prior(), z.shape[value.ndim :]
+            if prior.event_shape != latent:
+                raise ValueError(
+                    f"prior must have the event_shape of z {tuple(latent)}; received {tuple(prior.event_shape)}"
+                )
+            return prior.log_prob(z) + value
+
+        return log_joint
+
+    def log_likelihood(self, x: Tensor) -> LogJoint:
+        r"""The log likelihood of data ``x``, as a function of ``z``: the log joint without the prior.
+
+        Args:
+            x: As for :meth:`given`.
+
+        Returns:
+            A function from ``z``, shape ``(num_samples, *batch, *latent)``, to
+            :math:`\log p_\theta(x \mid z)` in nats, shape ``(num_samples, *batch)``.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`given`.
+        """
+        check_data("x", x)
+
+        def log_likelihood(z: Tensor) -> Tensor:
             likelihood = self.likelihood(z)
             check_shape(
                 "x",
@@ -118,14 +144,9 @@ class LatentVariableModel(nn.Module):
                 likelihood.batch_shape[1:] + likelihood.event_shape,
                 "batch of z, then the likelihood's event",
             )
-            prior, latent = self.prior(), z.shape[len(likelihood.batch_shape) :]
-            if prior.event_shape != latent:
-                raise ValueError(
-                    f"prior must have the event_shape of z {tuple(latent)}; received {tuple(prior.event_shape)}"
-                )
-            return prior.log_prob(z) + _log_likelihood(likelihood, x)
+            return _log_likelihood(likelihood, x)
 
-        return log_joint
+        return log_likelihood
 
     def sample(self, num_samples: int) -> Simulated:
         r"""Draw :math:`z \sim p(z)`, then :math:`x \sim p_\theta(x \mid z)`: data, not their means.

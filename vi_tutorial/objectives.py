@@ -1,4 +1,4 @@
-r"""What people maximise in place of the ELBO, made of the same pieces: β, free bits, tempering.
+r"""What people maximise in place of the ELBO, made of the same pieces: β, free bits, relaxation, tempering.
 
 None of them is a bound on :math:`\log p_\theta(x)` of the model they train, but for β ≥ 1, and their values are
 not comparable with one: report the ELBO. Each is one number per datapoint, larger is better, in nats.
@@ -12,10 +12,18 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from vi_tutorial._validation import check_count, check_number
-from vi_tutorial.elbo import LogJoint, draw, weigh
+from vi_tutorial.elbo import LogJoint, draw, elbo, weigh
 from vi_tutorial.models import LatentVariableModel
+from vi_tutorial.softened import relaxed
 
-__all__ = ["beta_objective", "free_bits_objective", "kl_per_latent", "linear_schedule", "tempered"]
+__all__ = [
+    "beta_objective",
+    "free_bits_objective",
+    "kl_per_latent",
+    "linear_schedule",
+    "relaxed_objective",
+    "tempered",
+]
 
 
 def beta_objective(model: LatentVariableModel, x: Tensor, q: Distribution, beta: float, num_samples: int = 1) -> Tensor:
@@ -105,11 +113,8 @@ def free_bits_objective(
     check_number("min_nats", min_nats)
     if not 0 <= min_nats < float("inf"):
         raise ValueError(f"min_nats must be finite and at least 0; received {min_nats}")
-    prior = model.prior()
-    draws = draw(model.given(x), q, num_samples)
-    log_likelihood = (draws.log_joint - prior.log_prob(draws.z)).mean(0)
-    rate = kl_per_latent(q, prior).mean(0)
-    return log_likelihood - rate.clamp_min(min_nats).sum()
+    rate = kl_per_latent(q, model.prior()).mean(0)
+    return elbo(draw(model.log_likelihood(x), q, num_samples).log_joint) - rate.clamp_min(min_nats).sum()
 
 
 def kl_per_latent(q: Distribution, prior: Distribution) -> Tensor:
@@ -171,6 +176,53 @@ def linear_schedule(num_steps: int, start: float = 0.0, end: float = 1.0) -> Cal
         return (1 - done) * start + done * end
 
     return value
+
+
+def relaxed_objective(
+    model: LatentVariableModel, x: Tensor, q: Distribution, temperature: float, num_samples: int = 1
+) -> Tensor:
+    r"""The ELBO of discrete latents with the decoder fed soft ones: Gumbel–softmax.
+
+    .. math:: \mathbb{E}_{\tilde z \sim q_\tau}[\log p_\theta(x \mid \tilde z)]
+              - \mathrm{KL}(q_\phi(z \mid x) \| p(z))
+
+    The soft draws have a pathwise gradient, and the decoder sees values that it never will again. The value and its
+    gradient are biased for every temperature :math:`\tau > 0`; as :math:`\tau \to 0` the bias goes, and the gradient's
+    variance has no limit. To report a number, take the ELBO.
+
+    Args:
+        model: The joint, its prior over the discrete states.
+        x: Data, shape ``(N, *event)``.
+        q: The posteriors over discrete states, as for :func:`vi_tutorial.distributions.relaxed`.
+        temperature: :math:`\tau > 0`.
+        num_samples: Draws per datapoint, at least 1.
+
+    Returns:
+        One number per datapoint, shape ``(N,)``; no bound.
+
+    Raises:
+        TypeError, ValueError: As for :func:`vi_tutorial.distributions.relaxed` and :func:`vi_tutorial.elbo.draw`.
+
+    Source:
+        Jang, Gu & Poole (2017), Categorical Reparameterization with Gumbel-Softmax; Maddison, Mnih & Teh (2017), The
+        Concrete Distribution.
+
+    Example:
+        >>> import torch
+        >>> from vi_tutorial.distributions import bernoulli
+        >>> from vi_tutorial.families import Fixed
+        >>> from vi_tutorial.networks import BernoulliHead
+        >>> decoder = BernoulliHead(torch.nn.Linear(2, 3), 3)
+        >>> _ = torch.nn.init.zeros_(decoder.network.weight), torch.nn.init.zeros_(decoder.network.bias)
+        >>> model = LatentVariableModel(Fixed(bernoulli, logits=torch.zeros(2)), decoder)
+        >>> q = bernoulli(torch.zeros(1, 2))  # the prior, and a decoder that looks away: 3 fair coins
+        >>> relaxed_objective(model, torch.ones(1, 3), q, temperature=0.5)
+        tensor([-2.0794], grad_fn=<SubBackward0>)
+    """
+    log_likelihood = elbo(draw(model.log_likelihood(x), relaxed(q, temperature), num_samples).log_joint)
+    return log_likelihood - kl_divergence(
+        q, model.prior().expand(q.batch_shape)
+    )  # torch's for coins does not broadcast
 
 
 def tempered(log_joint: LogJoint, initial: Distribution, beta: float | Tensor) -> LogJoint:
