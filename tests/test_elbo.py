@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from scipy.special import logsumexp
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal, OneHotCategorical, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    kl_divergence,
+)
 
 from vi_tutorial.distributions import diagonal_normal, full_normal
 from vi_tutorial.elbo import (
@@ -439,6 +447,33 @@ def test_the_enumerated_elbo_takes_every_q_whose_states_can_be_listed(q: Distrib
     p = np.array([0.2, 0.9])
     expected = -1 - p - p * np.log(p) - (1 - p) * np.log(1 - p)
     assert np.allclose(elbo_enumerated(log_joint, q), expected, atol=1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_independent_coins_are_enumerated_together(batch: tuple[int, ...]) -> None:
+    """Three coins, eight states: the sum over each, with the joint a product of nothing."""
+    torch.manual_seed(0)
+    logits, table = torch.randn(*batch, 3), torch.randn(2, 2, 2)
+    q = Independent(Bernoulli(logits=logits), 1)
+    found = elbo_enumerated(lambda z: table[tuple(z.long().unbind(-1))], q)
+    expected, heads = torch.zeros(batch), logits.sigmoid()
+    for state in itertools.product((0, 1), repeat=3):
+        probs = [heads[..., i] if on else 1 - heads[..., i] for i, on in enumerate(state)]
+        mass = probs[0] * probs[1] * probs[2]
+        expected = expected + mass * (table[state] - mass.log())
+    assert found.shape == batch
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_independent_dice_are_enumerated_together() -> None:
+    torch.manual_seed(0)
+    q = Independent(OneHotCategorical(logits=torch.randn(4, 2, 3)), 1)
+    factors = torch.randn(2, 3)  # a joint of two factors: the sum splits
+    found = elbo_enumerated(lambda z: (z * factors).sum((-1, -2)), q)
+    probs = q.mean
+    assert torch.allclose(found, (probs * (factors - probs.log())).sum((-1, -2)), atol=1e-12)
+    with pytest.raises(ValueError, match=r"q must have at most 1048576 states to enumerate; received 2\^40"):
+        elbo_enumerated(lambda z: z.sum(-1), Independent(Bernoulli(logits=torch.zeros(40)), 1))
 
 
 def test_the_enumerated_elbos_gradient_is_exact_in_phi_and_theta() -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 from vi_tutorial._validation import check_count, check_distribution, check_not_nan, check_number, check_tensor
 
@@ -45,6 +45,8 @@ __all__ = [
 
 LogJoint = Callable[[Tensor], Tensor]
 """``log_joint(z)`` with ``z`` of shape ``(num_samples, *batch, *event)`` returns ``(num_samples, *batch)``."""
+
+_MAX_STATES = 2**20
 
 
 class Draws(NamedTuple):
@@ -249,7 +251,8 @@ def elbo_enumerated(log_joint: LogJoint, q: Distribution) -> Tensor:
 
     Args:
         log_joint: As for :func:`draw`; it is called once, with every state in the place of the samples.
-        q: As for :func:`draw`, with finitely many states to enumerate; ``rsample`` is not needed.
+        q: As for :func:`draw`, with finitely many states to enumerate, up to about a million: a ``Categorical``, or
+            ``Independent`` coins, whose states are all combinations. ``rsample`` is not needed.
 
     Returns:
         The ELBO in nats, shape ``batch``.
@@ -267,15 +270,35 @@ def elbo_enumerated(log_joint: LogJoint, q: Distribution) -> Tensor:
         tensor(4.)
     """
     _check_q(q)
-    if not q.has_enumerate_support:
-        raise ValueError(
-            f"q must have finitely many states to enumerate; received {type(q).__name__} (draw and elbo take samples)"
-        )
-    draws = weigh(log_joint, q, q.enumerate_support())
+    draws = weigh(log_joint, q, _states(q))
     # A state without mass counts for nothing, in the gradient too, whatever its weight: masked before the product.
     has_mass = draws.log_q.exp() > 0
     log_weight = torch.where(has_mass, draws.log_weight, 0.0)
     return (torch.where(has_mass, draws.log_q, -math.inf).exp() * log_weight).sum(0)
+
+
+def _states(q: Distribution) -> Tensor:
+    """Every state of q, ``(num_states, *batch, *event)``."""
+    each: Distribution = q.base_dist if isinstance(q, Independent) and q.reinterpreted_batch_ndims == 1 else q
+    if not each.has_enumerate_support:
+        raise ValueError(
+            f"q must have finitely many states to enumerate; received {type(each).__name__}"
+            " (draw and elbo take samples)"
+        )
+    if each is q:
+        return q.enumerate_support()
+    states = each.enumerate_support(expand=False)
+    states = states.reshape(len(states), *each.event_shape)
+    coordinates = each.batch_shape[-1]
+    if len(states) ** coordinates > _MAX_STATES:
+        raise ValueError(
+            f"q must have at most {_MAX_STATES} states to enumerate; received {len(states)}^{coordinates} "
+            "(elbo_leave_one_out takes samples)"
+        )
+    index = torch.cartesian_prod(*[torch.arange(len(states), device=states.device)] * coordinates)
+    combined = states[index.reshape(-1, coordinates)]
+    lead = (len(combined), *(1,) * len(q.batch_shape))
+    return combined.reshape(*lead, *q.event_shape).expand(len(combined), *q.batch_shape, *q.event_shape)
 
 
 def iwae(log_weight: Tensor) -> Tensor:

@@ -220,9 +220,7 @@ def relaxed_objective(
         tensor([-2.0794], grad_fn=<SubBackward0>)
     """
     log_likelihood = elbo(draw(model.log_likelihood(x), relaxed(q, temperature), num_samples).log_joint)
-    return log_likelihood - kl_divergence(
-        q, model.prior().expand(q.batch_shape)
-    )  # torch's for coins does not broadcast
+    return log_likelihood - kl_divergence(q, model.prior().expand(q.batch_shape))  # torch's does not broadcast coins
 
 
 def tempered(log_joint: LogJoint, initial: Distribution, beta: float | Tensor) -> LogJoint:
