@@ -27,6 +27,7 @@ FLOORS = {
     "models": 1,
     "quadrature": 2,
     "objectives": 2,
+    "diffusion": 2,
     "batch_and_match": 2,
     "annealed": 2,
     "em": 2,
