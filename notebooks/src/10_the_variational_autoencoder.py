@@ -196,8 +196,7 @@ with plots.style():
 # $$
 #
 # That is all. There is no further idea in a VAE.
-
-# %% [markdown]
+#
 # ## The whole of it, in plain PyTorch
 #
 # The encoder puts out $\log \sigma$, so that $\sigma$ is positive without further care. Each line carries the number of its
@@ -246,17 +245,17 @@ print(f"independent pixels           {independent:6.1f}")
 print(f"VAE with two latents, ELBO   {(log_likelihood - kl).mean():6.1f}   of which KL {kl.mean():.1f}")
 
 # %% [markdown]
-# That is a VAE, in twenty-two lines (four more keep a film for us, and stop the learning). Two latent numbers are worth nearly six nats. The KL
-# bounds how much of an image can pass through the code: at most a little more than three nats on average, or nearly five
-# bits. Do not expect more of the reconstructions than that.
+# That is a VAE, in twenty-two lines (four more keep a film for us, and stop the learning). Two latent numbers are worth
+# nearly six nats. The KL bounds how much of an image can pass through the code: at most a little more than three nats on
+# average, or nearly five bits. Do not expect more of the reconstructions than that.
 #
 # How does it get there? Two pictures move together. Left: every dot is a digit, at the mean of its $q_\phi(z \mid x)$. That is
-# what the *encoder* believes. Right: the plane is laid out in a grid, and at each point stands the probability of ink.
-# That is what the *decoder* believes. Play it, and watch which of the two moves first.
+# what the *encoder* believes. Right: the plane is laid out in a grid, and at each point stands the probability of ink. That
+# is what the *decoder* believes. Play it, and look closely at the first frames: what is learned before any two digits are
+# told apart?
 
-# %% mystnb={"image": {"alt": "Thirteen frames of training. Left, the codes of the training digits in the latent plane: first one heap in the middle, which is then drawn apart into clusters of like digits. Right, a grid of decoded images: first uniform grey, then one blur everywhere, and in the end a map on which one digit passes into another."}} tags=["nbval-ignore-output"]
+# %%
 TEN = ["#332288", "#E69F00", "#44AA99", "#117733", "#999933", "#56B4E9", "#CC6677", "#882255", "#AA4499", "#777777"]
-some = torch.arange(0, N, 5)
 
 
 def latent_grid(side):
@@ -268,7 +267,7 @@ def latent_grid(side):
 def name_digits(points, digit, ax):
     """The numeral of each class at its median, so that the colours are not needed to read the plane."""
     places = []
-    for k in range(10):
+    for k in range(10 if points.std(0).min() > 0.5 else 0):  # in one heap there is nothing to name
         place = points[digit == k].median(0).values
         for turn in range(40):  # no numeral on top of another: look for room on a spiral
             if all((place - other).norm() > 0.5 for other in places):
@@ -279,35 +278,50 @@ def name_digits(points, digit, ax):
     ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
 
 
+# %% mystnb={"image": {"alt": "Thirteen frames of training. Left, the codes of the training digits in the latent plane: first one heap, which moves off the middle and is then drawn apart into clusters of like digits. Right, a grid of decoded images: first grey noise, then one blur that fades towards a corner, and in the end a map on which one digit passes into another."}} tags=["nbval-ignore-output"]
+some, score = torch.arange(0, N, 5), {}
+noise = torch.randn(5 * N, 2, generator=torch.Generator().manual_seed(4))
+for epoch, machine in film.items():
+    log_likelihood, kl = machine.requires_grad_(False)(train.repeat(5, 1), noise)
+    score[epoch] = (log_likelihood - kl).mean().item()
+
+
 def scene(fig, index):
     epoch, machine = list(film.items())[index]
     plane, sheet = fig.subplots(1, 2)
-    with torch.no_grad():
-        codes = machine.encoder(train[some])[:, :2]
-        images = machine.decoder(latent_grid(7)).sigmoid()
+    codes, images = machine.encoder(train[some])[:, :2], machine.decoder(latent_grid(7)).sigmoid()
     plane.scatter(*codes.T, c=[TEN[k] for k in labels[some]], s=9, linewidths=0, antialiased=False)
     name_digits(codes, labels[some], plane)
     plane.set_title(f"Encoder, epoch {epoch}")
     plots.images((5 * images).round() / 5, sheet, vmin=0, vmax=1, num_cols=7)
-    sheet.set_title("Decoder")
+    sheet.set_title(f"Decoder, ELBO −{-score[epoch]:.0f} nats")
 
 
 words = "The codes of the digits part into clusters, and the decoder's map turns from grey into digits."
 plots.animate(scene, len(film), words, name="a VAE learns", figsize=(6.6, 3.4), interval_ms=600)
 
 # %% [markdown]
-# The decoder moves first. It learns the mean digit, one blur for the whole plane; that costs no KL, for the code is not
-# used yet. Then a seed of a difference appears between two ends of the plane, the encoder finds it worth some tenths of a
-# nat to say to which end an image belongs, and from then on the two networks pull the digits apart together. What keeps
-# the dots from flying off, as the autoencoder's did, is the $\mu^2$ in (10.7).
+# In one pass over the data the bound climbs from −46 to −29 nats, nearly two thirds of the way to −19, and hardly two digits
+# have been told apart: the dots lie in one heap, closer together than a single $q$ is wide. What has been learned is one
+# blur. The decoder draws it best towards one corner of the map, and the encoder has carried the whole heap there. In the
+# second pass the heap opens, wider than a $q$. Now it pays the encoder to say where an image belongs, and the decoder to
+# draw something of its own there, and the two pull the digits apart together. Meanwhile the cloud returns to the middle:
+# the $\mu^2$ in (10.7) charges for every step away from the origin. The autoencoder's codes paid nothing, and lay far out.
 #
 # ## Now it invents
 #
-# Draw $z$ from the prior: it falls where the decoder has been trained. The last two rows of the next picture come from the
-# *same* codes, and are often confused. The **mean image** $\mathbb{E}_\theta[x \mid z]$, painted in grey, is no image of our kind;
-# images are black and white. A **sampled image** takes one more step: toss the 64 coins.
+# Draw $z$ from the prior: the KL has kept the codes of real digits where such a draw is likely to fall. The last two rows of
+# the next picture come from the *same* codes, and are often confused. The **mean image** $\mathbb{E}_\theta[x \mid z]$, painted
+# in grey, is no image of our kind; images are black and white. A **sampled image** takes one more step: toss the 64 coins.
 
 # %% mystnb={"image": {"alt": "Four rows of fourteen images: held-out digits; their reconstructions in grey, of which some are another digit than asked for; new mean images, smooth, each close to a digit; from the same codes the sampled images, black and white with specks of single pixels."}}
+for epoch, heap in ((1, True), (2, False)):  # what was said of the film
+    mean, log_scale = film[epoch].encoder(train).chunk(2, dim=-1)
+    assert (mean.std(0) < log_scale.exp().mean(0)).all() == heap
+away = [machine.encoder(train)[:, :2].mean(0).norm().item() for machine in film.values()]
+assert away[-1] < 0.1 < 1 < away[1]
+assert 0.6 < (score[1] - score[0]) / (score[150] - score[0]) < 0.7
+
 mean, log_scale = vae.encoder(test[:14]).chunk(2, dim=-1)
 again = vae.decoder(mean + log_scale.exp() * torch.randn(14, 2)).sigmoid()
 new = vae.decoder(torch.randn(14, 2)).sigmoid()
@@ -349,14 +363,14 @@ with plots.style():
     right.set_title("What lives there")
 
 # %% [markdown]
-# Like lies mostly next to like, although no label was ever used. Where ellipses of different digits overlap, the model does
-# not know for sure what it has seen: the keyhole is too small. And nothing in (10.4) promises that a walk between two
+# Like lies mostly next to like, although no label was ever used. Where ellipses of different digits overlap, the code does
+# not tell which of them it was: two numbers are too few. And nothing in (10.4) promises that a walk between two
 # digits passes through digits; on this page you see where it does, and where it crosses a blend.
 #
 # ## The same from the package's pieces
 #
-# The class above is three modules in disguise. Each takes a tensor and returns a **distribution**; that is the whole
-# interface ([chapter 09](09_distributions_from_networks.ipynb)). Let us give them the weights that we have just learned, and
+# The class above is three modules in disguise. Each returns a **distribution**: the prior from nothing, the encoder and the
+# decoder from a tensor ([chapter 09](09_distributions_from_networks.ipynb)). Let us give them the weights that we have just learned, and
 # compute the bound with the line that opened the series. It has not changed since chapter 01, where $q$ was a single normal
 # distribution and the model had no network in it.
 
@@ -750,6 +764,10 @@ with plots.style():
         ax.plot([start, start + 1], [height, height], color="black", linewidth=2)
     lines = [plt.Line2D([], [], color=plots.COLOURS.q, linestyle=style) for style in ("-", "--", ":")]
     fig.legend(lines, ["encoder's q", "best diagonal q", "best full q"], loc="outside lower center", ncols=3)
+assert 0.44 < grid.log_prob[grid.z[:, 1] > -0.6, chosen["two peaks"]].exp().sum() < 0.46  # the upper of the two
+step = [(p.mean[chosen["missed"]], model.likelihood(p.mean[chosen["missed"]]).mean) for p in (encoded, member)]
+assert (step[0][0] - step[1][0]).norm() < 1
+assert 11.5 < (step[0][1] - step[1][1]).abs().sum() < 12
 for words, n in chosen.items():
     row = f"{words:<10} gap {gap[n]:5.2f} nats; of the best diagonal q {approximation[n]:.2f}"
     print(row + f", of the best full q {(exact - best_full)[n]:.2f}")
@@ -757,10 +775,12 @@ for words, n in chosen.items():
 # %% [markdown]
 # - *Typical*: a small misplacement, a quarter of a nat. Much of the amortisation gap consists of such trifles.
 # - *Tilted*: here the full covariance earns its keep, six tenths of a nat.
-# - *Two peaks*: the image can be read in two ways of about the same weight. Any single normal $q$ must choose, and a $q$ that
-#   fits one of two equal, separate peaks loses $\log 2 = 0.69$ nats. Chapter 01 calls this mode seeking.
-# - *Missed*: a held-out digit. The encoder puts it beside its posterior, by less than one unit, and pays 18 nats for the step: the
-#   decoder changes fast there. A single better $q$ would win back all but a tenth of a nat.
+# - *Two peaks*: the image can be read in two ways, with 55 and 45 % of the posterior. A $q$ that fits one of two separate
+#   peaks perfectly still loses minus the logarithm of its share, here $-\log 0.55 = 0.60$ nats. Chapter 01 calls this mode
+#   seeking.
+# - *Missed*: a held-out digit. The encoder puts it beside its posterior, by less than one unit, and pays 18 nats for the
+#   step: between the two places the mean image changes by nearly twelve pixels' worth of ink. A single better $q$ of the
+#   same family would win back all but 0.14 nats.
 #
 # ## Diagonal or full? Train both, five times
 #
@@ -974,13 +994,13 @@ with plots.style():
 # With the pixels averaged, the code costs 64 times what it is worth, so the encoder uses none: KL zero, the same blur for
 # everything, and an ELBO of −25.1, the score of *independent pixels* from above. The latent has **collapsed**. With the KL
 # averaged over ten dimensions, the code is sold at a tenth of its price. The machine copies splendidly, and one in ten of
-# its inventions has more ink than any digit: it is on its way back to the autoencoder.
-# Its bound is below the score of independent pixels. And look
-# at the numbers that the two would have *reported*: both are better than the honest one.
+# its inventions has more ink than any digit: it is on its way back to the autoencoder. Its bound is below even the score of
+# independent pixels. And look at the numbers that the two would have *reported*: both are better than the honest one.
 #
 # Here is also the fair comparison with the opening, ten numbers against ten: the share of inventions with more ink than any
-# digit falls from more than a third to nothing. After a sixth of the epochs its ELBO is nearly where two latents ended. How far
-# it lies below $\log p_\theta(x)$ can no longer be asked of a grid: 193 points an axis would make $10^{22}$. [Chapter 12](12_how_good_is_the_model.ipynb) has the tools.
+# digit falls from more than a third to none of 2,000. After a sixth of the epochs the ELBO is nearly where two latents ended.
+# How far it lies below $\log p_\theta(x)$ can no longer be asked of a grid: 193 points an axis would make more than
+# $10^{22}$. [Chapter 12](12_how_good_is_the_model.ipynb) has the tools.
 #
 # Each wrong recipe maximises, up to a factor, not (10.4) but
 #
@@ -993,9 +1013,9 @@ with plots.style():
 #
 # ### And why is the KL weight 0.00025 in that repository?
 #
-# A much-copied collection of VAEs in PyTorch multiplies the KL by `kld_weight = 0.00025`, and a user has asked why (the thread
-# is among the sources). An answer they were given is that it corrects for the minibatch. It does not: a minibatch mean
-# estimates $\mathbb{E}_{p_D}$ without bias, and multiplies both terms alike. Look at the reductions instead. The images have
+# A much-copied collection of VAEs in PyTorch multiplies the KL by `kld_weight = 0.00025`, and a user has asked why (the
+# thread is among the sources). The first answer points to the minibatch, to the factor $N/B$ of Kingma & Welling's
+# equation 8. But that factor multiplies the whole bound, both terms alike. Look at the reductions instead. The images have
 # $D = 64 \times 64 \times 3 = 12{,}288$ numbers, the squared error is *averaged* over them, and the KL is summed. So the weight that counts is
 # $12{,}288 \times 0.00025 = 3.07$. It mostly undoes the averaging.
 #
@@ -1008,8 +1028,9 @@ with plots.style():
 # $$
 #
 # So it is an ordinary VAE, $\beta = 1$, whose decoder says: *every pixel has a standard deviation of $\sqrt{1.54} = 1.24$*. Its last layer
-# is a tanh, so its greys run from −1 to 1: one standard deviation to either side covers more than the whole range. No wonder that the pictures are soft. Change
-# the size of the images, and the same 0.00025 means another model.
+# is a tanh, so its greys run from −1 to 1: one standard deviation to either side covers more than the whole range. A
+# likelihood that tolerates so much will not insist on sharp edges. Change the size of the images, and the same 0.00025 means
+# another model.
 
 # %%
 log_likelihood, kl = vae(x, torch.zeros(100, 2))
@@ -1054,10 +1075,9 @@ checks.independent(
 
 # %% [markdown]
 # So, sum or mean? **Sum over pixels, sum over latent dimensions, mean over the batch, weight one.** Then the number that you
-# print is a bound, in nats per image, and comparable with anybody
-# else's on the same data, binarised in the same way. If you want another weight, write $\beta$ in front of the
-# KL, and say so. In the package this mistake is hard to make: `event_shape` sums by construction, and a bound is one number
-# per datapoint.
+# print is a bound, in nats per image, and comparable with anybody else's on the same data, binarised in the same way. If you
+# want another weight, write $\beta$ in front of the KL, and say so. In the package this mistake is hard to make:
+# `event_shape` sums by construction, and a bound is one number per datapoint.
 #
 # ## Exercises
 #
