@@ -17,8 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from vi_tutorial import checkers, checks, training
-from vi_tutorial.distributions import bernoulli, diagonal_normal, full_normal
+from vi_tutorial import annealed, checkers, checks, training
+from vi_tutorial.batch_and_match import batch_and_match
+from vi_tutorial.data import dequantise
+from vi_tutorial.diffusion import Diffusion, LevelsHead, linear_log_snr
+from vi_tutorial.distributions import (
+    bernoulli,
+    binomial,
+    continuous_bernoulli,
+    diagonal_normal,
+    discretised_normal,
+    full_normal,
+    mixture_normal,
+)
 from vi_tutorial.elbo import (
     cubo,
     dataset_total,
@@ -35,8 +46,27 @@ from vi_tutorial.elbo import (
     weigh,
 )
 from vi_tutorial.em import em, m_step
-from vi_tutorial.evaluation import effective_sample_size, gap_ledger, importance_sampling, pareto_k
-from vi_tutorial.families import Fixed, FullRankNormal, LowRankNormal, MeanFieldNormal, standard_normal
+from vi_tutorial.evaluation import (
+    active_units,
+    best_in_family,
+    effective_sample_size,
+    elbo_surgery,
+    gap_ledger,
+    importance_sampling,
+    pareto_k,
+    predictive_check,
+    rate_distortion,
+)
+from vi_tutorial.families import (
+    Fixed,
+    FullRankNormal,
+    LowRankNormal,
+    MeanFieldNormal,
+    PerDatapoint,
+    SemiAmortised,
+    VampPrior,
+    standard_normal,
+)
 from vi_tutorial.models import (
     BetaBernoulli,
     GaussianMixture,
@@ -49,7 +79,27 @@ from vi_tutorial.models import (
     probabilistic_pca,
     probabilistic_pca_mle,
 )
-from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, mlp
+from vi_tutorial.networks import (
+    BernoulliHead,
+    BinomialHead,
+    ContinuousBernoulliHead,
+    DiagonalNormalHead,
+    DiscretisedNormalHead,
+    FullNormalHead,
+    MixtureNormalHead,
+    NormalHead,
+    mlp,
+)
+from vi_tutorial.objectives import (
+    beta_objective,
+    free_bits_objective,
+    kl_per_latent,
+    linear_schedule,
+    relaxed_objective,
+    tempered,
+)
+from vi_tutorial.quadrature import expected_elbo, gauss_hermite, posterior_on_grid
+from vi_tutorial.softened import defensive_mixture, noised, relaxed
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -112,6 +162,26 @@ def mixture(**changed: Any) -> GaussianMixture:
         "covariance_matrix": torch.eye(2).repeat(2, 1, 1),
     }
     return GaussianMixture(**{**arguments, **changed})
+
+
+def vae(head: Any, *arguments: Any) -> LatentVariableModel:
+    """Two latents, three pixels, this likelihood."""
+    return LatentVariableModel(standard_normal(2), head(mlp(2, 4, head.num_outputs(3)), 3, *arguments))
+
+
+class Zero(nn.Module):
+    """A denoiser that guesses zero."""
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return 0 * z
+
+
+def chain() -> Diffusion:
+    return Diffusion(Zero(), linear_log_snr(), 3, LevelsHead(torch.tensor([-1.0, 1.0]), 8.0), 2)
+
+
+def ladder(batch: int) -> annealed.Ladder:
+    return annealed.Ladder(torch.tensor([0.0, 1.0]), torch.ones(1, batch), 2)
 
 
 def table() -> Tensor:
@@ -786,6 +856,292 @@ CASES: dict[str, Case] = {
         "x",
         r"\(1,\)",
         "2 dimension",
+    ),
+    # --- heads, families and what is measured with them ---
+    "BernoulliHead: an image of another size": Case(
+        lambda: BernoulliHead(mlp(64, 8, 3), 3)(torch.zeros(2, 63)), ValueError, "inputs", "63", "64"
+    ),
+    "BernoulliHead: nan": Case(
+        lambda: BernoulliHead(mlp(2, 8, 3), 3)(torch.tensor([[0.0, NAN]])), ValueError, "inputs", "nan", "finite"
+    ),
+    "DiagonalNormalHead: an encoder's outputs do not fit": Case(
+        lambda: DiagonalNormalHead(mlp(64, 8, 5), 3)(torch.zeros(2, 64)),
+        ValueError,
+        "network",
+        r"\(2, 5\)",
+        "6 numbers",
+    ),
+    "MixtureNormalHead: outputs for fewer components": Case(
+        lambda: MixtureNormalHead(mlp(4, 10), 2, 3)(torch.zeros(2, 4)),
+        ValueError,
+        "network",
+        r"\(2, 10\)",
+        "15 numbers",
+    ),
+    "MixtureNormalHead: no components": Case(
+        lambda: MixtureNormalHead(nn.Identity(), 2, 0), ValueError, "num_components", "0", "at least 1"
+    ),
+    "BinomialHead: no trials": Case(
+        lambda: BinomialHead(nn.Identity(), 2, 0), ValueError, "total_count", "0", "at least 1"
+    ),
+    "DiscretisedNormalHead: levels the wrong way round": Case(
+        lambda: DiscretisedNormalHead(nn.Identity(), 2, 16, 0), ValueError, "high", "0", "at least 17"
+    ),
+    "DiagonalNormalHead: a negative floor": Case(
+        lambda: DiagonalNormalHead(nn.Identity(), 2, min_scale=-1.0), ValueError, "min_scale", "-1", "at least 0"
+    ),
+    "NormalHead: a negative scale": Case(
+        lambda: NormalHead(nn.Identity(), 2, torch.tensor(-1.0)), ValueError, "scale", "-1", "above min_scale"
+    ),
+    "NormalHead: scales for other pixels": Case(
+        lambda: NormalHead(nn.Identity(), 2, torch.ones(3)), ValueError, "scale", r"\(3,\)", r"\(2,\)"
+    ),
+    "given: grey levels to a Bernoulli": Case(
+        lambda: vae(BernoulliHead).given(torch.full((2, 3), 0.5))(torch.zeros(1, 2, 2)),
+        ValueError,
+        "x",
+        r"0\.5 at index \(0, 0\)",
+        "ContinuousBernoulliHead",
+    ),
+    "given: a count above its total": Case(
+        lambda: vae(BinomialHead, 16).given(torch.tensor([[0.0, 17.0, 2.0]]))(torch.zeros(1, 1, 2)),
+        ValueError,
+        "x",
+        r"17\.0 at index",
+        "support",
+    ),
+    "given: a grey level above one": Case(
+        lambda: vae(ContinuousBernoulliHead).given(torch.tensor([[0.0, 1.5, 0.2]]))(torch.zeros(1, 1, 2)),
+        ValueError,
+        "x",
+        r"1\.5 at index",
+        "support",
+    ),
+    "given: half a level": Case(
+        lambda: vae(DiscretisedNormalHead, 0, 16).given(torch.tensor([[0.0, 1.5, 0.2]]))(torch.zeros(1, 1, 2)),
+        ValueError,
+        "x",
+        r"1\.5 at index",
+        "support",
+    ),
+    "given: images of another size": Case(
+        lambda: vae(BernoulliHead).given(torch.zeros(2, 4))(torch.zeros(1, 2, 2)),
+        ValueError,
+        "x",
+        r"\(2, 4\)",
+        r"\(2, 3\)",
+    ),
+    "sample: no samples": Case(lambda: vae(BernoulliHead).sample(0), ValueError, "num_samples", "0", "at least 1"),
+    "continuous_bernoulli: a logit of nan": Case(
+        lambda: continuous_bernoulli(f64(NAN)), ValueError, "logits", "nan", "finite"
+    ),
+    "binomial: half a trial": Case(lambda: binomial(f64(0.0), 1.5), TypeError, "total_count", "float", "int"),
+    "discretised_normal: one level": Case(
+        lambda: discretised_normal(f64(0.0), f64(1.0), 3, 3), ValueError, "high", "3", "at least 4"
+    ),
+    "mixture_normal: another number of components": Case(
+        lambda: mixture_normal(torch.zeros(3), torch.zeros(2, 4), torch.ones(2, 4)), ValueError, "loc", r"\(2, 4\)", "3"
+    ),
+    "PerDatapoint: other datapoints": Case(
+        lambda: PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), torch.zeros(3, 4))(torch.zeros(2, 5)),
+        ValueError,
+        "x",
+        "2",
+        "3",
+    ),
+    "PerDatapoint: numbers of another head": Case(
+        lambda: PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), torch.zeros(3, 5)),
+        ValueError,
+        "numbers",
+        r"\(3, 5\)",
+        "over 2 dimensions",
+    ),
+    "PerDatapoint: no head": Case(
+        lambda: PerDatapoint(nn.Identity(), torch.zeros(3, 5)), TypeError, "head", "Identity", "Head"
+    ),
+    "SemiAmortised: no step": Case(
+        lambda: SemiAmortised(DiagonalNormalHead(nn.Identity(), 2), vae(BernoulliHead).given, -1, 0.1),
+        ValueError,
+        "num_steps",
+        "-1",
+        "at least",
+    ),
+    "SemiAmortised: a negative step": Case(
+        lambda: SemiAmortised(DiagonalNormalHead(nn.Identity(), 2), vae(BernoulliHead).given, 1, -0.1),
+        ValueError,
+        "step_size",
+        r"-0\.1",
+        "positive",
+    ),
+    "VampPrior: no encoder": Case(
+        lambda: VampPrior(nn.Identity(), torch.zeros(3, 4)), TypeError, "encoder", "Parameter", "Distribution"
+    ),
+    "VampPrior: nan for a pseudo-input": Case(
+        lambda: VampPrior(DiagonalNormalHead(nn.Linear(4, 4), 2), torch.full((3, 4), NAN)),
+        ValueError,
+        "pseudo_inputs",
+        "nan",
+        "finite",
+    ),
+    "gauss_hermite: no points": Case(lambda: gauss_hermite(0), ValueError, "order", "0", "at least 1"),
+    "gauss_hermite: too many": Case(lambda: gauss_hermite(50, 8), ValueError, "order", "50", "at most"),
+    "expected_elbo: another family": Case(
+        lambda: expected_elbo(joint, q(3)), ValueError, "q", "Normal", "Normal over vectors"
+    ),
+    "posterior_on_grid: a coarse grid": Case(
+        lambda: posterior_on_grid(vae(BernoulliHead), torch.zeros(1, 3), side=1), ValueError, "side", "1", "at least"
+    ),
+    "posterior_on_grid: a grid that cuts off": Case(
+        lambda: posterior_on_grid(vae(BernoulliHead), torch.zeros(1, 3), side=21, bound=0.5),
+        ValueError,
+        "bound",
+        r"0\.5",
+        "enclose",
+    ),
+    "posterior_on_grid: nan": Case(
+        lambda: posterior_on_grid(vae(BernoulliHead), torch.tensor([[0.0, NAN, 1.0]])), ValueError, "x", "nan", "finite"
+    ),
+    "tune: no temperature": Case(
+        lambda: annealed.tune(joint, q(3), 0), ValueError, "num_temperatures", "0", "at least 1"
+    ),
+    "forward: no chain": Case(
+        lambda: annealed.forward(joint, q(3), ladder(3), 0), ValueError, "num_chains", "0", "at least 2"
+    ),
+    "forward: a ladder for another batch": Case(
+        lambda: annealed.forward(joint, q(4), ladder(3), 5), ValueError, "step_size", r"\(1, 3\)", r"\(1, 4\)"
+    ),
+    "forward: no ladder": Case(
+        lambda: annealed.forward(joint, q(3), [0.0, 1.0], 5), TypeError, "ladder", "list", "Ladder"
+    ),
+    "forward: a family that was not called": Case(
+        lambda: annealed.forward(joint, MeanFieldNormal(2), ladder(3), 5),
+        TypeError,
+        "initial",
+        "MeanFieldNormal",
+        "Distribution",
+    ),
+    "reverse: draws of another batch": Case(
+        lambda: annealed.reverse(joint, q(3), ladder(3), torch.zeros(5, 4)), ValueError, "z", r"\(5, 4\)", "3"
+    ),
+    "best_in_family: a family without numbers": Case(
+        lambda: best_in_family(lambda q: q.mean, standard_normal(2)), TypeError, "q", "Fixed", "PerDatapoint"
+    ),
+    "best_in_family: one number for all": Case(
+        lambda: best_in_family(
+            lambda q: q.mean.sum(), PerDatapoint(DiagonalNormalHead(nn.Identity(), 2), torch.zeros(3, 4))
+        ),
+        ValueError,
+        "objective",
+        r"\(\)",
+        r"\(3,\)",
+    ),
+    "active_units: one datapoint": Case(lambda: active_units(normal(1, 2)), ValueError, "q", r"\(1,\)", "at least two"),
+    "active_units: a negative threshold": Case(
+        lambda: active_units(normal(3, 2), -1.0), ValueError, "threshold", "-1", "positive"
+    ),
+    "elbo_surgery: another event": Case(
+        lambda: elbo_surgery(normal(3, 2), normal(3)), ValueError, "prior", r"\(3,\)", r"\(2,\)"
+    ),
+    "elbo_surgery: no samples": Case(
+        lambda: elbo_surgery(normal(3, 2), normal(2), 0), ValueError, "num_samples", "0", "at least 1"
+    ),
+    "predictive_check: replicates of another shape": Case(
+        lambda: predictive_check(torch.mean, torch.zeros(3, 2), torch.zeros(10, 3, 4)),
+        ValueError,
+        "replicates",
+        r"\(10, 3, 4\)",
+        "3, 2",
+    ),
+    "predictive_check: a vector for a statistic": Case(
+        lambda: predictive_check(lambda x: x, torch.zeros(3), torch.zeros(10, 3)),
+        ValueError,
+        "statistic",
+        r"\(3,\)",
+        "one number",
+    ),
+    "rate_distortion: no samples": Case(
+        lambda: rate_distortion(vae(BernoulliHead), torch.zeros(1, 3), normal(1, 2), 0),
+        ValueError,
+        "num_samples",
+        "0",
+        "at least 1",
+    ),
+    "beta_objective: a negative price": Case(
+        lambda: beta_objective(vae(BernoulliHead), torch.zeros(1, 3), normal(1, 2), -1.0),
+        ValueError,
+        "beta",
+        "-1",
+        "at least 0",
+    ),
+    "free_bits_objective: a negative floor": Case(
+        lambda: free_bits_objective(vae(BernoulliHead), torch.zeros(1, 3), normal(1, 2), -1.0),
+        ValueError,
+        "min_nats",
+        "-1",
+        "at least 0",
+    ),
+    "kl_per_latent: correlated latents": Case(
+        lambda: kl_per_latent(full_normal(torch.zeros(1, 2), torch.eye(2)), normal(2)),
+        TypeError,
+        "q",
+        "MultivariateNormal",
+        "independent",
+    ),
+    "linear_schedule: no steps": Case(lambda: linear_schedule(0), ValueError, "num_steps", "0", "at least 1"),
+    "relaxed_objective: a continuous q": Case(
+        lambda: relaxed_objective(vae(BernoulliHead), torch.zeros(1, 3), normal(1, 2), 0.5),
+        TypeError,
+        "discrete",
+        "Normal",
+        "Bernoulli",
+    ),
+    "relaxed: frozen": Case(lambda: relaxed(bernoulli(f64(0.0)), 0.0), ValueError, "temperature", "0", "above 0"),
+    "tempered: beyond the joint": Case(
+        lambda: tempered(joint, q(), 1.5), ValueError, "beta", r"1\.5", "between 0 and 1"
+    ),
+    "noised: coins": Case(
+        lambda: noised(Bernoulli(torch.tensor(0.5)), 1.0), TypeError, "distribution", "Bernoulli", "Normal"
+    ),
+    "defensive_mixture: no share": Case(
+        lambda: defensive_mixture(q(), q(), 0.0), ValueError, "share", "0", "between 0 and 1"
+    ),
+    "batch_and_match: a diagonal q": Case(
+        lambda: batch_and_match(joint, normal(2), 3), TypeError, "q", "Independent", "MultivariateNormal"
+    ),
+    "batch_and_match: no steps": Case(
+        lambda: batch_and_match(joint, full_normal(torch.zeros(2), torch.eye(2)), -1),
+        ValueError,
+        "num_steps",
+        "-1",
+        "at least",
+    ),
+    "dequantise: nan": Case(lambda: dequantise(f64(NAN)), ValueError, "counts", "nan", "finite"),
+    "dequantise: greys": Case(lambda: dequantise(f64(0.5)), ValueError, "counts", r"0\.5", "integers"),
+    "elbo_enumerated: too many coins": Case(
+        lambda: elbo_enumerated(joint, bernoulli(torch.zeros(40))), ValueError, "q", r"2\^40", "1048576"
+    ),
+    "elbo_enumerated: Normals together": Case(
+        lambda: elbo_enumerated(joint, normal(3, 2)), ValueError, "q", "Normal", "enumerate"
+    ),
+    "Diffusion: images of another size": Case(
+        lambda: chain().terms(torch.zeros(2, 3)), ValueError, "x", r"\(2, 3\)", r"\(2, 2\)"
+    ),
+    "Diffusion: a schedule that rises": Case(
+        lambda: Diffusion(nn.Identity(), lambda t: t, 3, nn.Identity(), 2), ValueError, "schedule", r"0\.0", "fall"
+    ),
+    "Diffusion: no step": Case(
+        lambda: Diffusion(nn.Identity(), linear_log_snr(), 0, nn.Identity(), 2),
+        ValueError,
+        "num_steps",
+        "0",
+        "at least 1",
+    ),
+    "Diffusion: a level beyond the last": Case(
+        lambda: chain().terms(torch.full((1, 2), 2.0)), ValueError, "x", r"2\.0 at index", "support"
+    ),
+    "LevelsHead: nan": Case(lambda: LevelsHead(f64(0.0, NAN), 1.0), ValueError, "levels", "nan", "finite"),
+    "linear_log_snr: ends the wrong way round": Case(
+        lambda: linear_log_snr(-1.0, 1.0), ValueError, "high", "-1", "above low"
     ),
 }
 

@@ -495,7 +495,8 @@ def elbo_surgery(q: Distribution, prior: Distribution, num_samples: int = 10) ->
         :class:`Surgery`.
 
     Raises:
-        TypeError, ValueError: If ``q`` does not have a batch of at least two, or ``num_samples`` is no count.
+        TypeError, ValueError: If ``q`` does not have a batch of at least two, ``prior`` is not one distribution over
+            the same latents, or ``num_samples`` is no count.
 
     Source:
         Hoffman & Johnson (2016), ELBO Surgery: Yet Another Way to Carve Up the Variational Evidence Lower Bound.
@@ -511,6 +512,12 @@ def elbo_surgery(q: Distribution, prior: Distribution, num_samples: int = 10) ->
     if len(q.batch_shape) != 1 or q.batch_shape[0] < 2:
         raise ValueError(
             f"q must have the posteriors of at least two datapoints; received batch {tuple(q.batch_shape)}"
+        )
+    check_distribution("prior", prior, " (call the module: model.prior())")
+    if prior.batch_shape or prior.event_shape != q.event_shape:
+        raise ValueError(
+            f"prior must have the event_shape of q {tuple(q.event_shape)} and no batch; received "
+            f"{tuple(prior.event_shape)} and {tuple(prior.batch_shape)}"
         )
     num_data = q.batch_shape[0]
     with torch.no_grad():

@@ -346,7 +346,10 @@ class VampPrior(nn.Module):
         check_data("pseudo_inputs", pseudo_inputs, ndim=2)
         self.encoder = encoder
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
-        self()  # inputs that do not fit are refused here
+        with torch.no_grad():  # inputs that do not fit are refused here
+            q = encoder(self.pseudo_inputs)
+        if not isinstance(q, Distribution):
+            raise TypeError(f"encoder must return a torch.distributions.Distribution; received {type(q).__name__}")
 
     def forward(self, x: Tensor | None = None) -> MixtureSameFamily:
         """The prior; ``x`` is not looked at."""
