@@ -19,6 +19,7 @@ FLOORS = {
     "distributions": 0,
     "softened": 0,
     "data": 0,
+    "mnist": 0,
     "elbo": 1,
     "frozen": 1,
     "latents": 1,
