@@ -31,6 +31,7 @@ from vi_tutorial.checkers import (
     gradient_is_unbiased,
     kl_is_a_divergence,
     samples_match_density,
+    stays_below_the_evidence,
 )
 from vi_tutorial.checks import CheckFailedError
 from vi_tutorial.distributions import diagonal_normal, full_normal
@@ -160,6 +161,18 @@ def test_a_sampler_that_forgets_the_correlation_is_caught() -> None:
         samples_match_density(Uncorrelated(torch.zeros(2), covariance))
 
 
+def test_a_density_that_mixes_every_dimension_by_itself_is_caught() -> None:
+    """Each coordinate has the right marginal density; which goes with which is lost."""
+
+    class Factorised(MixtureSameFamily):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return _mixture_per_dimension(value)
+
+    right = mixture()
+    with pytest.raises(CheckFailedError, match="the samples do not follow log_prob"):
+        samples_match_density(Factorised(right.mixture_distribution, right.component_distribution))
+
+
 def test_a_shifted_sampler_is_caught() -> None:
     with pytest.raises(CheckFailedError, match="the samples do not follow log_prob"):
         samples_match_density(Missampled(1.0, shift=0.2))
@@ -220,6 +233,41 @@ def test_kls_that_are_none(mistake: Callable[[Tensor], Tensor], message: str) ->
     q.mistake = mistake
     with pytest.raises(CheckFailedError, match=message):
         kl_is_a_divergence(q, p)
+
+
+def test_a_kl_of_ones_own_is_held_to_the_same() -> None:
+    q, p = diagonal_normal(torch.ones(3, 2), torch.full((2,), 0.5)), diagonal_normal(torch.zeros(3, 2), torch.ones(2))
+    kl_is_a_divergence(q, p, divergence=lambda a, b: kl_divergence(a, b))
+    with pytest.raises(CheckFailedError, match="negative"):
+        kl_is_a_divergence(q, p, divergence=lambda a, b: -kl_divergence(a, b))
+    with pytest.raises(CheckFailedError, match="one number per datapoint"):
+        kl_is_a_divergence(q, p, divergence=lambda a, b: kl_divergence(a, b).sum())
+
+
+# --- A bound stays below the evidence --------------------------------------------------------------
+
+
+def test_a_bound_below_the_evidence_and_one_above() -> None:
+    """Standard error 0.01: an excess of 0.02 may be chance, one of 0.1 is not."""
+    estimates = torch.randn(10_000, 2) + torch.tensor([-1.0, -0.02])
+    stays_below_the_evidence(estimates, torch.zeros(2))
+    stays_below_the_evidence(torch.full((100,), -2.0), torch.tensor(-2.0))
+    for evidence in ([-1.1, 0.0], [0.0, -0.2]):
+        with pytest.raises(CheckFailedError, match=r"exceeds log p\(x\) by 0\.\d+ nats"):
+            stays_below_the_evidence(estimates, torch.tensor(evidence))
+    with pytest.raises(CheckFailedError, match="nan"):
+        stays_below_the_evidence(estimates * math.nan, torch.zeros(2))
+
+
+@pytest.mark.parametrize(("shape", "evidence"), [((99,), ()), ((100, 2), (3,)), ((100, 2), ())])
+def test_bounds_and_evidence_that_do_not_fit(shape: tuple[int, ...], evidence: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"n >= 100; received \("):
+        stays_below_the_evidence(torch.zeros(shape), torch.zeros(evidence))
+
+
+def test_what_integrates_to_far_more_than_one_is_told_soon() -> None:
+    with pytest.raises(CheckFailedError, match=r"integrates to .*e\+"):
+        density_integrates_to_one(lambda z: -normal(2).log_prob(z), [(-5.0, 5.0), (-5.0, 5.0)])
 
 
 # --- Bounds are ordered ----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ __all__ = [
     "gradient_is_unbiased",
     "kl_is_a_divergence",
     "samples_match_density",
+    "stays_below_the_evidence",
 ]
 
 
@@ -66,7 +67,11 @@ def density_integrates_to_one(
         return log_prob(torch.as_tensor(columns)).exp().detach().numpy()
 
     if len(bounds) == 1:
-        total = float(integrate.quad_vec(lambda z: density(np.asarray(z))[0], *bounds[0], epsabs=tolerance / 10)[0])
+        total = float(
+            integrate.quad_vec(
+                lambda z: density(np.asarray(z))[0], *bounds[0], epsabs=tolerance / 10, epsrel=tolerance / 10
+            )[0]
+        )
     else:
         total = float(
             integrate.cubature(
@@ -74,7 +79,7 @@ def density_integrates_to_one(
                 [low for low, _ in bounds],
                 [high for _, high in bounds],
                 atol=tolerance / 10,
-                rtol=0,
+                rtol=tolerance / 10,  # what is far from one need not be known better
             ).estimate
         )
     if not abs(total - 1) <= tolerance:
@@ -84,9 +89,11 @@ def density_integrates_to_one(
 def samples_match_density(q: Distribution, num_samples: int = 20_000) -> None:
     r"""Check that ``q`` draws from the density it scores.
 
-    Uses Stein's identity, coordinate by coordinate and for several bumps g around the samples' centre:
+    Uses Stein's identity, coordinate by coordinate and for several bumps g around the samples' centre, functions of the
+    coordinate itself and of its sum and difference with the next one:
 
-    .. math:: \mathbb{E}_{z \sim q}\!\left[ g'(z_i) + g(z_i) \, \frac{\partial \log q(z)}{\partial z_i} \right] = 0
+    .. math:: \mathbb{E}_{z \sim q}\!\left[
+              \frac{\partial g(z)}{\partial z_i} + g(z) \, \frac{\partial \log q(z)}{\partial z_i} \right] = 0
 
     It holds only if the samples follow the density that is differentiated, whatever its normalisation: for that there
     is :func:`density_integrates_to_one`. Catches a log-variance used as a log standard deviation, noise that is scaled
@@ -117,8 +124,14 @@ def samples_match_density(q: Distribution, num_samples: int = 20_000) -> None:
     (score,) = torch.autograd.grad(q.log_prob(z).sum(), z)
     flat, score = z.detach().reshape(num_samples, -1), score.reshape(num_samples, -1)
     centred, spread = flat - flat.mean(0), flat.std(0)
-    for place, size in ((-0.4, 0.4), (0.0, 0.4), (0.4, 0.4), (0.0, 1.5)):  # in standard deviations
-        u, width = (centred - place * spread) / (size * spread), size * spread
+    standard, following = centred / spread, (centred / spread).roll(-1, dims=1)
+    # A bump of one coordinate sees only that coordinate; what belongs together is seen along the diagonals.
+    directions = [(standard, 1.0)]
+    if flat.shape[1] > 1:
+        directions += [((standard + sign * following) / math.sqrt(2), math.sqrt(0.5)) for sign in (1, -1)]
+    places = ((-0.4, 0.4), (0.0, 0.4), (0.4, 0.4), (0.0, 1.5))  # in standard deviations
+    for (along, slant), (place, size) in itertools.product(directions, places):
+        u, width = (along - place) / size, size * spread / slant
         bump = (-0.5 * u**2).exp()
         for g, slope in ((bump, -u * bump), (u * bump, (1 - u**2) * bump)):
             stein = slope / width + g * score
@@ -132,7 +145,12 @@ def samples_match_density(q: Distribution, num_samples: int = 20_000) -> None:
                 )
 
 
-def kl_is_a_divergence(q: Distribution, p: Distribution, tolerance: float = 1e-8) -> None:
+def kl_is_a_divergence(
+    q: Distribution,
+    p: Distribution,
+    tolerance: float = 1e-8,
+    divergence: Callable[[Distribution, Distribution], Tensor] = kl_divergence,
+) -> None:
     r"""Check :math:`\mathrm{KL}(q \| p) \ge 0`, zero for equal arguments, and one number per datapoint.
 
     Catches a flipped sign, a dropped constant, and a sum or mean over the wrong axis.
@@ -141,6 +159,7 @@ def kl_is_a_divergence(q: Distribution, p: Distribution, tolerance: float = 1e-8
         q: A distribution with a registered KL to ``p`` and to itself.
         p: Another, of the same ``event_shape``.
         tolerance: Absolute.
+        divergence: The function of two distributions to check, in nats; torch's unless another is given.
 
     Raises:
         CheckFailedError: If one of the three does not hold.
@@ -149,11 +168,11 @@ def kl_is_a_divergence(q: Distribution, p: Distribution, tolerance: float = 1e-8
         >>> from torch.distributions import Normal
         >>> kl_is_a_divergence(Normal(torch.zeros(3), torch.ones(3)), Normal(torch.ones(3), torch.ones(3)))
     """
-    divergence, itself = kl_divergence(q, p), kl_divergence(q, q)
-    if divergence.shape != torch.broadcast_shapes(q.batch_shape, p.batch_shape):
-        raise CheckFailedError(f"KL must have one number per datapoint; received shape {tuple(divergence.shape)}")
-    if not (divergence >= -tolerance).all():
-        raise CheckFailedError(f"KL(q || p) is negative: {divergence.min().item():.6g}")
+    between, itself = divergence(q, p), divergence(q, q)
+    if between.shape != torch.broadcast_shapes(q.batch_shape, p.batch_shape):
+        raise CheckFailedError(f"KL must have one number per datapoint; received shape {tuple(between.shape)}")
+    if not (between >= -tolerance).all():
+        raise CheckFailedError(f"KL(q || p) is negative: {between.min().item():.6g}")
     if not (itself.abs() <= tolerance).all():
         raise CheckFailedError(f"KL(q || q) is not zero: {itself.abs().max().item():.6g}")
 
@@ -198,6 +217,40 @@ def bounds_are_ordered(log_weight: Tensor, log_evidence: Tensor | None = None) -
         error = step.std(0) / math.sqrt(len(step))
         if (step.mean(0) < -STANDARD_ERRORS * error - 1e-9).any():
             raise CheckFailedError(f"{lower} exceeds {upper} by {-step.mean(0).min().item():.4g} nats in expectation")
+
+
+def stays_below_the_evidence(estimates: Tensor, log_evidence: Tensor) -> None:
+    r"""Check that what is called a lower bound is one in expectation, for each datapoint.
+
+    For a bound of which only values are to be had, not log weights; :func:`bounds_are_ordered` asks more. Catches a
+    KL that is averaged or divided, a likelihood that is averaged, and a sign.
+
+    Args:
+        estimates: Independent estimates of the bound, shape ``(num_estimates, *batch)``, at least 100 of them, nats.
+        log_evidence: Exact, shape ``batch``, nats.
+
+    Raises:
+        CheckFailedError: If a mean exceeds the evidence by more than four standard errors, or is NaN.
+        ValueError: If there are too few estimates or the shapes do not fit.
+
+    Example:
+        >>> estimates = torch.tensor([-2.0, -1.0]).repeat(100)
+        >>> stays_below_the_evidence(estimates, torch.tensor(-1.4))
+        >>> stays_below_the_evidence(estimates, torch.tensor(-2.5))
+        Traceback (most recent call last):
+        ...
+        vi_tutorial.checks.CheckFailedError: the bound exceeds log p(x) by 1 nats in expectation
+    """
+    check_finite("log_evidence", log_evidence)
+    if len(estimates) < 100 or estimates.shape[1:] != log_evidence.shape:
+        raise ValueError(
+            f"estimates must have shape (n, {str(tuple(log_evidence.shape))[1:]} with n >= 100; "
+            f"received {tuple(estimates.shape)}"
+        )
+    excess = estimates.mean(0) - log_evidence
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    if not (excess <= STANDARD_ERRORS * error + 1e-9).all():
+        raise CheckFailedError(f"the bound exceeds log p(x) by {excess.max().item():.4g} nats in expectation")
 
 
 def gradient_is_unbiased(estimates: Tensor, exact_gradient: Tensor) -> None:
