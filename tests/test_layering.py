@@ -20,6 +20,7 @@ FLOORS = {
     "softened": 0,
     "data": 0,
     "mnist": 0,
+    "files": 0,
     "elbo": 1,
     "frozen": 1,
     "latents": 1,
