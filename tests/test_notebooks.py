@@ -33,7 +33,8 @@ CLAIMS = {
     "10": 5,
     "11": 8,
     "12": 6,
-    "20": 6,
+    "13": 11,
+    "20": 5,
 }
 ELBO_LINE = "elbo(draw(model.given(x), q(x), num_samples).log_weight)"
 MAX_BYTES = 700_000
