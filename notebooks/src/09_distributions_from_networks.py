@@ -850,7 +850,7 @@ decoders = {
 }
 prior = Normal(0.0, 1.0).log_prob(zs).softmax(0)
 with plots.style():
-    fig, axes = plt.subplots(2, 4, figsize=(7.4, 4.3), height_ratios=[1.7, 1], sharex="row", sharey="row")
+    fig, axes = plt.subplots(2, 4, figsize=(7.4, 4.6), height_ratios=[1.7, 1], sharex="row", sharey="row")
     for (upper, lower), (name, (f, g)) in zip(axes.T, decoders.items(), strict=True):
         given_z = Normal(f, g).log_prob(xs[:, None]).exp()
         joint = given_z * Normal(0.0, 1.0).log_prob(zs).exp()
@@ -869,6 +869,8 @@ with plots.style():
         assert far < 0.01 if name in ("straight", "a fold") else far > 0.2
     axes[0, 0].set_ylabel("x")
     axes[1, 0].set_ylabel("density of x")
+    title = "Only the straight decoder's joint is Gaussian; the data's density may still be"
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
 
 # %% [markdown]
 # Green is $f$, purple the joint; below, the density of the data, and dashed the Normal with its mean and variance. A bent $f$
