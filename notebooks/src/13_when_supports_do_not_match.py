@@ -458,7 +458,7 @@ checks.inequality(
     wrong={"KL(p‖q), the other direction": 0.5 * 2 * spots**2 - math.log(2)},
 )
 
-# %% mystnb={"image": {"alt": "Two panels over the mean of q from -7 to 7. Upper: the gap in nats for a sensor with equal modes at \u00b14: two flat-bottomed valleys at -4 and 4 at log 2 = 0.69 with a high hill between. Lower: the forward KL(p\u2016q) at the same places, one wide bowl with its lowest point in the middle."}}
+# %% mystnb={"image": {"alt": "Two curves over the mean of q from -7 to 7, for a sensor with equal modes at 4 and -4. The gap, KL(q to p), has two valleys at -4 and 4 that touch the line at log 2 = 0.69, with a hill between. The forward KL above it is one bowl with its lowest point in the middle."}}
 means = torch.linspace(-7, 7, 141)
 even = exact_posterior(0.5, x)
 
