@@ -76,9 +76,11 @@ def mnist(folder: Path | str | None = None, download: bool = True) -> Greys:
         LeCun, Cortes & Burges, The MNIST Database of Handwritten Digits, CC BY-SA 3.0.
 
     Example:
-        >>> mnist("no such folder", download=False)
-        Traceback (most recent call last):
-        vi_tutorial.mnist.DataFileError: train-images-idx3-ubyte is not in no such folder. Call mnist() where there ...
+        >>> try:
+        ...     mnist("no such folder", download=False)
+        ... except DataFileError as error:
+        ...     print(str(error).split(". ")[0])
+        train-images-idx3-ubyte is not in no such folder
     """
     folder = _folder() / "mnist" if folder is None else Path(folder)
     images, labels, test_images, test_labels = (_array(name, folder, download) for name in HASHES)
