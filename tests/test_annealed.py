@@ -126,3 +126,13 @@ def test_a_ladder_for_other_data_is_refused(case: tuple[LinearGaussian, Tensor])
         annealed.forward(model.given(x), prior, ladder, 1)
     with pytest.raises(ValueError, match="z must be finite"):
         annealed.reverse(model.given(x), prior, ladder, torch.full((2, 4, 2), math.nan))
+
+
+def test_one_chain_walks_back_but_has_no_standard_error(case: tuple[LinearGaussian, Tensor]) -> None:
+    """Simulated data bring one exact posterior draw each; a warning here would fail the test."""
+    model, x = case
+    prior = model.prior().expand((4,))
+    ladder = annealed.tune(model.given(x), prior, 5)
+    upper = annealed.reverse(model.given(x), prior, ladder, model.posterior(x).sample((1,)))
+    assert upper.log_evidence.isfinite().all()
+    assert upper.standard_error.isnan().all()

@@ -59,7 +59,8 @@ class AnnealedEstimate(NamedTuple):
         log_weight: Of each chain, shape ``(num_chains, *batch)``, nats.
         log_evidence: The estimate of :math:`\log p_\theta(x)`, nats: from below for :func:`forward`, from above for
             :func:`reverse`, both in expectation only.
-        standard_error: Its standard error from the spread of the weights that were seen, nats.
+        standard_error: Its standard error from the spread of the weights that were seen, nats; NaN for one chain. Where
+            the weights have a heavy tail, as 1/w has on a long path from a broad start, it is too small.
         acceptance: The mean acceptance probability of the proposals.
         z: Where the chains ended, shape ``(num_chains, *batch, latent)``.
 
@@ -238,6 +239,8 @@ def _start(log_joint: LogJoint, initial: Distribution, num_chains: int) -> Draws
 
 def _standard_error(log_weight: Tensor) -> Tensor:
     """Of the log of the mean weight, to first order."""
+    if len(log_weight) == 1:
+        return torch.full_like(log_weight[0], math.nan)
     relative = (log_weight - iwae(log_weight)).exp()
     return relative.std(0) / math.sqrt(len(log_weight))
 
