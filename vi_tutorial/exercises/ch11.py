@@ -10,10 +10,9 @@ from scipy import integrate, optimize, stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from vi_tutorial.distributions import discretised_normal
 from vi_tutorial.exercises import Exercise
 
-__all__ = ["bits_per_pixel", "cell_log_prob", "noise_ceiling", "optimal_scale"]
+__all__ = ["bits_per_pixel", "cell_log_prob", "learned_variance", "optimal_scale"]
 
 
 def _normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -84,73 +83,129 @@ bits_per_pixel = Exercise(
 )
 
 
-def _cells(x: Tensor, loc: Tensor, scale: Tensor, low: int, high: int, fold: bool = True) -> Tensor:
+def _log_mass(low: float, high: float) -> float:
+    """log ∫ of the standard normal density from low to high, by quadrature relative to the highest point."""
+    peak = min(max(0.0, low), high)
+    reach = 60 / max(1.0, abs(peak)) if peak else 15.0
+    ends = max(low, peak - reach), min(high, peak + reach)
+    area = integrate.quad(lambda t: math.exp((peak**2 - t**2) / 2), *ends, epsabs=0, epsrel=1e-11, limit=200)[0]
+    return math.log(area) - peak**2 / 2 - math.log(2 * math.pi) / 2
+
+
+def _cells_by_quadrature(x: Tensor, loc: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    lower = torch.where(x == low, -math.inf, (x - 0.5 - loc) / scale)
+    upper = torch.where(x == high, math.inf, (x + 0.5 - loc) / scale)
+    pairs = zip(lower.flatten().tolist(), upper.flatten().tolist(), strict=True)
+    masses = torch.tensor([_log_mass(a, b) for a, b in pairs], dtype=torch.float64)
+    return masses.reshape(x.shape).sum(-1)
+
+
+def _cells(x: Tensor, loc: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     standard = Normal(0.0, 1.0)
-    upper, lower = standard.cdf((x + 0.5 - loc) / scale), standard.cdf((x - 0.5 - loc) / scale)
-    if fold:
-        upper = torch.where(x == high, torch.ones_like(upper), upper)
-        lower = torch.where(x == low, torch.zeros_like(lower), lower)
+    upper = torch.where(x == high, 1.0, standard.cdf((x + 0.5 - loc) / scale))
+    lower = torch.where(x == low, 0.0, standard.cdf((x - 0.5 - loc) / scale))
     return (upper - lower).log().sum(-1)
 
 
-def _cell_case(seed: int, num_data: int, dim: int, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+def _cell_case(
+    seed: int, num_data: int, dim: int, low: int, high: int, far: float
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Cells from 0 to ``far`` standard deviations away from the location, on both sides of it."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(low, high + 1, (num_data, dim), generator=generator).double()
     x[0, 0], x[-1, -1] = low, high
-    scale = torch.rand(num_data, dim, generator=generator, dtype=torch.float64) + 0.8
-    return x, x + _normal(num_data, dim, seed=seed), scale, low, high
+    scale = torch.rand(num_data, dim, generator=generator, dtype=torch.float64) + 0.3
+    distance = (2 * torch.rand(num_data, dim, generator=generator, dtype=torch.float64) - 1) * far
+    return x, x + distance * scale, scale, low, high
 
 
 cell_log_prob = Exercise(
     "11.E3",
-    "log P(x) of integers low..high under a Normal whose cells k ± ½ are summed, the two outer cells taking the tails.",
-    lambda x, loc, scale, low, high: discretised_normal(loc, scale, low, high).log_prob(x),
-    (_cell_case(0, 3, 4, 0, 16), _cell_case(1, 2, 6, 0, 1), _cell_case(2, 4, 3, -2, 2)),
+    "log P(x) of integers low..high under a Normal rounded to the nearest of them, summed over the last dimension, and "
+    "finite however many standard deviations away from the location.",
+    _cells_by_quadrature,
+    (_cell_case(0, 3, 4, 0, 16, 2.0), _cell_case(1, 2, 6, 0, 1, 30.0), _cell_case(2, 4, 3, -2, 2, 12.0)),
     {
+        "the logarithm of a difference of two F, which far away are both 1": _cells,
         "the density at the integer: it is no probability": lambda x, m, s, low, high: Normal(m, s).log_prob(x).sum(-1),
-        "the tails left out: the probabilities do not sum to one": lambda x, m, s, low, high: _cells(
-            x, m, s, low, high, fold=False
+        "the tails left out: the probabilities do not sum to one": lambda x, m, s, low, high: _cells_by_quadrature(
+            x, m, s, low - 1, high + 1
         ),
-        "the variance where the standard deviation belongs": lambda x, m, s, low, high: _cells(x, m, s**2, low, high),
+        "the variance where the standard deviation belongs": lambda x, m, s, low, high: _cells_by_quadrature(
+            x, m, s**2, low, high
+        ),
         "the mean over the dimensions where the sum belongs": lambda x, m, s, low, high: (
-            _cells(x, m, s, low, high) / x.shape[-1]
+            _cells_by_quadrature(x, m, s, low, high) / x.shape[-1]
         ),
     },
 )
 
 
-def _ceiling_by_quadrature(probs: Tensor, noise_scale: float) -> float:
-    """E log p under p itself: the density of value + noise, with the values 100 standard deviations apart."""
-    places = 100 * noise_scale * np.arange(len(probs))
+def _profile(variance: float, eigenvalues: Tensor, latent_dim: int, beta: float) -> float:
+    """𝓛_β of the linear VAE at this variance, each direction's squared loading searched for on its own."""
+    total = -len(eigenvalues) / 2 * math.log(2 * math.pi * variance)
+    for i, size in enumerate(eigenvalues.tolist()):
 
-    def integrand(x: float) -> float:
-        density = float((probs.numpy() * stats.norm.pdf(x, places, noise_scale)).sum())
-        return density * math.log(density)
+        def direction(log_spread: float, size: float = size) -> float:
+            """The best q(z | x) = N(b x, s²) for a loading w, with w² = βσ²(e^t − 1): 𝓛_β is quadratic in b."""
+            w = math.sqrt(beta * variance * math.expm1(log_spread))
+            b = w / (w**2 + beta * variance)
+            s = math.sqrt(beta * variance / (w**2 + beta * variance))
+            error = size * (1 - w * b) ** 2 + w**2 * s**2
+            kl = (s**2 + size * b**2 - 1) / 2 - math.log(s)
+            return error / (2 * variance) + beta * kl
 
-    near = 12 * noise_scale
-    return sum(integrate.quad(integrand, c - near, c + near, epsabs=1e-11, limit=200)[0] for c in places)
+        if i < latent_dim:
+            found = optimize.minimize_scalar(direction, bounds=(0, 40), method="bounded", options={"xatol": 1e-10})
+            total -= min(float(found.fun), direction(0.0))
+        else:
+            total -= size / (2 * variance)
+    return total
 
 
-def _ceiling(probs: Tensor, noise_scale: float, entropy: float = 1.0, e: float = 1.0) -> float:
-    own = -float(torch.special.entr(probs).sum())
-    return entropy * own - 0.5 * (math.log(2 * math.pi * noise_scale**2) + e)
+def _variance_by_search(eigenvalues: Tensor, latent_dim: int, beta: float) -> float:
+    """Climb 𝓛_β over the variance; the search over log σ² ends where the objective no longer tells values apart."""
+
+    def loss(log_variance: float) -> float:
+        return -_profile(math.exp(log_variance), eigenvalues, latent_dim, beta)
+
+    centre = math.log(float(eigenvalues.mean()))
+    return math.exp(
+        optimize.minimize_scalar(loss, bounds=(centre - 6, centre + 1), method="bounded", options={"xatol": 1e-9}).x
+    )
 
 
-noise_ceiling = Exercise(
+def _in_use(eigenvalues: Tensor, latent_dim: int, beta: float, num_used: int) -> float:
+    """(11.10), given how many directions are in use."""
+    return float(eigenvalues[num_used:].sum()) / (len(eigenvalues) - beta * num_used)
+
+
+def _used_at_one(eigenvalues: Tensor, latent_dim: int, beta: float) -> float:
+    start = _in_use(eigenvalues, latent_dim, 1.0, latent_dim)
+    return _in_use(eigenvalues, latent_dim, beta, int((eigenvalues[:latent_dim] > beta * start).sum()))
+
+
+_SPECTRUM = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.6, 0.4], dtype=torch.float64)
+
+learned_variance = Exercise(
     "11.E4",
-    "The highest E log p(x + noise) that any density p can reach, for a few far-apart values with these "
-    "probabilities and noise N(0, noise_scale²).",
-    _ceiling_by_quadrature,
+    "The variance σ² at which the linear VAE with KL weight beta ends, for any beta: a direction is in use only while "
+    "its eigenvalue (they come in descending order) is above beta times σ².",
+    _variance_by_search,
     (
-        (torch.tensor([0.5, 0.5], dtype=torch.float64), 0.1),
-        (torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), 1.0),
-        (torch.tensor([0.9, 0.05, 0.03, 0.02], dtype=torch.float64), 0.01),
+        (_SPECTRUM, 2, 1.0),
+        (_SPECTRUM, 3, 1.4),
+        (_SPECTRUM, 3, 1.9),
+        (_SPECTRUM, 2, 4.0),
+        (torch.tensor([5.0, 3.0, 0.5, 0.2], dtype=torch.float64), 3, 0.5),
     ),
     {
-        "the noise alone: the entropy of the values still lowers it": lambda p, s: _ceiling(p, s, entropy=0.0),
-        "the entropy of the values added where it is subtracted": lambda p, s: _ceiling(p, s, entropy=-1.0),
-        "the density at its peak, log N(0 | 0, s²): the e is missing": lambda p, s: _ceiling(p, s, e=0.0),
-        "the variance where the standard deviation belongs": lambda p, s: _ceiling(p, math.sqrt(s)),
+        "(11.10) with all directions in use, also where some have dropped out": lambda e, k, b: _in_use(e, k, b, k),
+        "β = 1, whatever β is": lambda e, k, b: _in_use(e, k, 1.0, k),
+        "the directions counted once, at the variance of β = 1": _used_at_one,
+        "the standard deviation where the variance is asked for": lambda e, k, b: math.sqrt(
+            _variance_by_search(e, k, b)
+        ),
     },
     tolerance=1e-5,
 )
