@@ -574,7 +574,7 @@ assert at_posterior_mean < 0.95 * at_draws
 # %% [markdown]
 # In this VAE, too, the error at the posterior mean is more than 5 % too small. So the trick saves tuning σ. **Does it mend the trap? No.** Put $\hat\sigma^2$ into the objective and it reads $-\tfrac{D}{2} \log 2\pi e \hat\sigma^2 - \mathrm{KL}$:
 # if the decoder can reconstruct the data perfectly, $\hat\sigma \to 0$ and the bound goes to infinity. Only a lack of capacity stands
-# in the way. Six digits and five latents are enough, with a *linear* decoder: a plane of five dimensions passes through
+# in the way. (The KL grows too, but only by one $\log \tfrac1\sigma$ for each latent in use.) Six digits and five latents are enough, with a *linear* decoder: a plane of five dimensions passes through
 # any six points. The remaining $D - L = 59$ directions hold nothing but noise to be shrunk, and each halving of σ gains $59 \log 2$ nats.
 
 # %%
@@ -844,8 +844,8 @@ with plots.style():
 # *With a floor the score reports the floor.* The models need not be bad: rounded, the one with 0.3 stands among the best. It is
 # their score that cannot be set beside another.
 #
-# **Dequantisation** is honest: the score is a bound, and it costs. For $g(z)$ it lies 21 nats below the probability. Jensen's step in (11.6) is
-# never free for a Normal: by check 11.8 even a pixel it knows for certain costs 0.18 nats, and 64 of them cost 11.
+# **Dequantisation** is honest: the score is a bound, and it costs. For $g(z)$ it lies 21 nats below the probability. By check 11.8 no
+# Normal scores above −0.18 nats on a dequantised count, even one that it knows for certain: 64 pixels cost 11.
 #
 # **A discretised likelihood** is scored by what it was trained on, and is the best here: 7 nats above the same $f$ and $g$ learned through
 # noise.
@@ -878,8 +878,8 @@ with plots.style():
 
 # %% [markdown]
 # An arch. Where the decoder expects no ink, $\sigma \approx 0.3$: the standard deviation of the uniform noise itself, $1/\sqrt{12}$. This is the natural floor,
-# and no one had to choose it. Where it expects half the ink, σ is near 5, almost that of a coin thrown for 0 or 16 (which is 8). One number for
-# all pixels cannot say both.
+# and no one had to choose it. Where it expects half the ink, σ is near 5: nearly as little is known as if any ink from 0 to 16
+# were equally likely (4.6). One number for all pixels cannot say both.
 #
 # ## A mistake people make: the noise added once
 #
