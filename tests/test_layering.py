@@ -34,6 +34,7 @@ FLOORS = {
     "annealed": 2,
     "em": 2,
     "training": 2,
+    "checkpoint": 2,
     "_climb": 2,
     "posterior": 2,
     "inference": 2,
