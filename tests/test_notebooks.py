@@ -34,6 +34,7 @@ CLAIMS = {
     "11": 9,
     "12": 6,
     "13": 11,
+    "16": 6,
     "20": 5,
 }
 ELBO_LINE = "elbo(draw(model.given(x), q(x), num_samples).log_weight)"
