@@ -35,6 +35,7 @@ CLAIMS = {
     "12": 6,
     "13": 11,
     "16": 6,
+    "18": 6,
     "20": 5,
 }
 ELBO_LINE = "elbo(draw(model.given(x), q(x), num_samples).log_weight)"
