@@ -25,6 +25,8 @@ from vi_tutorial.networks import (
     Head,
     MixtureNormalHead,
     NormalHead,
+    convolutional_decoder,
+    convolutional_encoder,
     mlp,
 )
 
@@ -243,3 +245,44 @@ def test_mlp_keeps_all_leading_dimensions() -> None:
     network = mlp(2, 4, 3)
     x = torch.randn(5, 6, 2)
     assert torch.allclose(network(x)[4, 5], network(x[4, 5]), atol=1e-14)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, (3, 5)), (28, (4, 6)), (16, (2, 3, 4))])
+def test_convolutional_networks_take_rows_of_pixels_and_keep_leading_dimensions(
+    side: int, channels: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    encoder, decoder = convolutional_encoder(side, 6, channels), convolutional_decoder(3, side, 2 * side**2, channels)
+    x = torch.randn(4, 2, side**2)
+    numbers = encoder(x)
+    assert numbers.shape == (4, 2, 6)
+    assert torch.allclose(numbers[1, 1], encoder(x[1, 1]), atol=1e-10)
+    z = torch.randn(5, 4, 3)
+    assert decoder(z).shape == (5, 4, 2 * side**2)
+    assert torch.allclose(decoder(z)[2, 3], decoder(z[2, 3]), atol=1e-10)
+
+
+def test_a_convolutional_encoder_sees_neighbours_first() -> None:
+    """Its first layer, written out in NumPy: a 4 × 4 window, in steps of two, over an image padded by zeros."""
+    torch.manual_seed(0)
+    encoder = convolutional_encoder(8, 3, (2,))
+    x = torch.randn(1, 64)
+    layer, last = encoder[0].network[0], encoder[1]
+    padded = np.pad(x.reshape(8, 8).numpy(), 1)
+    windows = np.array([[padded[2 * i : 2 * i + 4, 2 * j : 2 * j + 4] for j in range(4)] for i in range(4)])
+    weight, bias = layer.weight[:, 0].detach().numpy(), layer.bias.detach().numpy()
+    hidden = np.maximum(np.einsum("ijab,cab->cij", windows, weight) + bias[:, None, None], 0)
+    expected = last.weight.detach().numpy() @ hidden.ravel() + last.bias.detach().numpy()
+    assert np.allclose(encoder(x)[0].detach(), expected, atol=1e-6)
+
+
+def test_convolutional_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"side must be a multiple of 4 for 2 layer\(s\); received 30"):
+        convolutional_encoder(30, 2)
+    with pytest.raises(ValueError, match=r"num_outputs must be a multiple of side² = 64; received 65"):
+        convolutional_decoder(2, 8, 65)
+    with pytest.raises(ValueError, match="channels must be at least 1; received 0"):
+        convolutional_encoder(8, 2, (0,))
+    head = DiagonalNormalHead(convolutional_encoder(8, 4), 2)
+    with pytest.raises(ValueError, match=r"inputs must have shape \(3, 64\) \(rows of pixels\); received \(3, 128\)"):
+        head(torch.zeros(3, 128))

@@ -9,6 +9,7 @@ takes samples of shape ``(num_samples, batch, latent)`` as they come.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ __all__ = [
     "Head",
     "MixtureNormalHead",
     "NormalHead",
+    "convolutional_decoder",
+    "convolutional_encoder",
     "mlp",
 ]
 
@@ -66,6 +69,85 @@ def mlp(*sizes: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+def convolutional_encoder(side: int, num_outputs: int, channels: tuple[int, ...] = (32, 64)) -> nn.Sequential:
+    """Convolutions that halve a square image's side, one for each entry of ``channels``, then a linear layer.
+
+    Args:
+        side: Of the image, in pixels; a multiple of two to the number of layers.
+        num_outputs: At least 1.
+        channels: Of each layer, from the image inwards.
+
+    Returns:
+        A module from ``(*batch, side²)`` to ``(*batch, num_outputs)``: images are rows of pixels, here as everywhere.
+
+    Raises:
+        TypeError, ValueError: If ``side`` cannot be halved so often, or a number is not an ``int`` of at least 1.
+
+    Example:
+        >>> convolutional_encoder(8, 4)(torch.zeros(5, 64)).shape
+        torch.Size([5, 4])
+    """
+    smallest = _smallest_side(side, channels)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise((1, *channels)):
+        layers += [nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+    numbers = nn.Linear(channels[-1] * smallest**2, check_count("num_outputs", num_outputs))
+    return nn.Sequential(_Reshaped((1, side, side), nn.Sequential(*layers)), numbers)
+
+
+def convolutional_decoder(
+    latent_dim: int, side: int, num_outputs: int, channels: tuple[int, ...] = (32, 64)
+) -> nn.Sequential:
+    """The way back: a linear layer, then transposed convolutions that double the side.
+
+    Args:
+        latent_dim: L, at least 1.
+        side: As for :func:`convolutional_encoder`.
+        num_outputs: Of a head over the pixels: ``side²``, or a multiple where each pixel takes several numbers.
+        channels: As for :func:`convolutional_encoder`, from the image inwards.
+
+    Returns:
+        A module from ``(*batch, latent_dim)`` to ``(*batch, num_outputs)``.
+
+    Raises:
+        TypeError, ValueError: As for :func:`convolutional_encoder`, or if ``num_outputs`` is no multiple of ``side²``.
+
+    Example:
+        >>> head = BernoulliHead(convolutional_decoder(2, 8, 64), 64)
+        >>> head(torch.zeros(7, 5, 2)).batch_shape
+        torch.Size([7, 5])
+    """
+    smallest = _smallest_side(side, channels)
+    if check_count("num_outputs", num_outputs) % side**2:
+        raise ValueError(f"num_outputs must be a multiple of side² = {side**2}; received {num_outputs}")
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise((*reversed(channels), num_outputs // side**2)):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)]
+    start = nn.Linear(check_count("latent_dim", latent_dim), channels[-1] * smallest**2)
+    return nn.Sequential(start, _Reshaped((channels[-1], smallest, smallest), nn.Sequential(*layers)))
+
+
+def _smallest_side(side: int, channels: tuple[int, ...]) -> int:
+    for number in channels:
+        check_count("channels", number)
+    halvings = len(channels)
+    if not channels or check_count("side", side) % 2**halvings:
+        raise ValueError(f"side must be a multiple of {2**halvings} for {halvings} layer(s); received {side}")
+    return side // 2**halvings
+
+
+class _Reshaped(nn.Module):
+    """Give each row of numbers a shape, apply a network, and flatten what comes out."""
+
+    def __init__(self, shape: tuple[int, ...], network: nn.Module) -> None:
+        super().__init__()
+        self.shape, self.network = shape, network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        check_shape("inputs", rows, (*rows.shape[:-1], math.prod(self.shape)), "rows of pixels")
+        return self.network(rows.reshape(-1, *self.shape)).reshape(*rows.shape[:-1], -1)
 
 
 class Head(nn.Module):
