@@ -428,7 +428,8 @@ deviation = {
     "one term drawn": model.terms(x).elbo.std().item(),
     "32 terms drawn": model.terms(x, 32).elbo.std().item(),
 }
-assert deviation["32 terms drawn"] < deviation["one term drawn"]
+assert deviation["32 terms drawn"] < 0.3 * deviation["one term drawn"]
+assert abs(deviation["32 terms drawn"] / deviation["whole paths"] - 1) < 0.3
 print(*(f"{name}: standard deviation {value:.1f} nats" for name, value in deviation.items()), sep="\n")
 
 # %% [markdown]
@@ -505,10 +506,11 @@ bits = {name: -value / (D * math.log(2)) for name, value in scores.items()}
 for name, value in bits.items():
     print(f"{name}: {value.mean():.2f} bits per dimension, standard error {value.std() / math.sqrt(len(test)):.2f}")
 pair = bits["diffusion, continuous"] - bits["VAE, 8 latents"]
+assert bits["diffusion, T = 128"].mean() > bits["VAE, 8 latents"].mean() > bits["diffusion, continuous"].mean()
 print(f"diffusion, continuous, minus VAE: {pair.mean():.2f}, standard error {pair.std() / math.sqrt(len(test)):.2f}")
 
 # %% [markdown]
-# The order depends on how many steps the diffusion model is given: with 128 it is behind this VAE, in the limit a little ahead. The last line takes the difference digit by digit.
+# The order depends on how many steps the diffusion model is given: with 128 it is behind this VAE, in the limit a little ahead. The last line takes the difference digit by digit. The limit is a bound for a model of infinitely many steps; one samples with finitely many.
 
 # %% mystnb={"image": {"alt": "Horizontal dots with error bars of two standard errors: bits per dimension of held-out digits for the VAE, for the diffusion model with 128 steps and in continuous time."}}
 with plots.style():
@@ -522,8 +524,10 @@ with plots.style():
     ax.set_title("Held-out digits: the bounds of one run each")
 
 # %% [markdown]
-# Read the table with care. It is one run of each, trained for half a minute together; the standard errors are over test digits only, and know nothing of another seed. Neither model is the best of its kind: more training or other sizes
-# move both. And these are *bounds*: a VAE's gap is another than a diffusion model's. What the table does show: counting its steps honestly costs the diffusion model, since 128 steps pay more than the limit.
+# Read the table with care. It is one run of each, the diffusion model for 600 minibatches, the VAE for 1500; the standard errors are over test digits only, and know nothing of another seed. Neither model is the best of its kind: more training or other sizes
+# move both. And these are *bounds*: a VAE's gap is another than a diffusion model's. Nor was the choice blind. Before this
+# chapter settled, a denoiser that added a network's correction to the Gaussian guess of (18.5), without the levels, came to about 3.4 bits on these same test digits, and a VAE with a Binomial likelihood to about 2.6; we kept the better of each two by
+# looking at the test digits, so these scores flatter both models a little. The diffusion model gained the most from what we built into it: that pixels have levels. What the table does show: 128 steps pay more than the limit.
 #
 # The usual line must agree with the terms here too, on real digits. With eight steps, sixteen paths per digit:
 
@@ -624,7 +628,7 @@ ch18.denoising_sum.check(denoising_sum)
 # ## Summary
 #
 # - *Derivation.* A diffusion model is a latent-variable model whose latent is a path and whose encoder is fixed. Its ELBO is a sum of denoising errors, each with the weight ½ΔSNR.
-# - *The schedule.* At finite $T$ it changes the bound; in the limit only its ends do. The variance of the training estimate depends on it always.
+# - *The schedule.* At finite $T$ it changes the bound; in the limit only its ends do. The variance of the training estimate can depend on it even there.
 # - *Tweedie.* The best guess is the noisy value plus σ² times the slope of the log density, over α.
 # - *Comparison.* For discrete data both models give bounds in bits per dimension.
 #
