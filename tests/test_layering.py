@@ -15,6 +15,7 @@ PACKAGE = Path(vi_tutorial.__file__).parent
 FLOORS = {
     "__init__": 0,
     "_validation": 0,
+    "_atomic": 0,
     "_stable": 0,
     "distributions": 0,
     "softened": 0,

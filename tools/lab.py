@@ -16,7 +16,8 @@ from typing import Annotated
 import nbformat
 import typer
 
-from vi_tutorial._execute import select, write_atomically
+from vi_tutorial._atomic import write_atomically
+from vi_tutorial._execute import select
 
 ROOT = Path(__file__).resolve().parents[1]
 

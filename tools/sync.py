@@ -21,7 +21,8 @@ import typer
 from jupytext.combine import map_outputs_to_inputs
 from nbformat import NotebookNode
 
-from vi_tutorial._execute import select, write_atomically
+from vi_tutorial._atomic import write_atomically
+from vi_tutorial._execute import select
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 METADATA = {

@@ -118,17 +118,6 @@ def kernel_environment(jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "VI_TUTORIAL_PROGRESS": "off"}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write the whole file or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class _Loop(asyncio.SelectorEventLoop):
     """A loop in which Ctrl-C cancels all chapters: nbclient alone would shut down the kernel started last."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from vi_tutorial._atomic import write_atomically
 
 __all__ = ["Checkpoint", "CheckpointError", "read", "restore", "write"]
 
@@ -54,7 +54,7 @@ def write(
     before.
 
     Args:
-        path: Where; its folder must be there.
+        path: Where.
         module: Its parameters and buffers.
         optimiser: Over parameters of ``module``.
         extra: Other tensors, by name.
@@ -73,22 +73,12 @@ def write(
         ...     read(f"{folder}/a.safetensors").words["step"]
         '7'
     """
-    path = Path(path)
     tensors = {f"weights/{name}": value for name, value in module.state_dict().items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{number}/{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors |= {f"extra/{name}": value for name, value in extra.items()}
     content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, dict(words))
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), content)
 
 
 def read(path: Path | str) -> Checkpoint:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from vi_tutorial._atomic import write_atomically
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -64,7 +66,7 @@ def run(
     """Execute the chapters from clean; report seconds, verified checks and failures."""
     import nbformat
 
-    from vi_tutorial._execute import execute_all, select, write_atomically
+    from vi_tutorial._execute import execute_all, select
 
     try:
         paths = select(notebooks, chapters or [], ".ipynb")
