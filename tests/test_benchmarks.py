@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -55,6 +58,84 @@ def test_chapter_10_quotes_the_stored_encoders() -> None:
     prose = " ".join(text.replace("\n#", " ").split())
     assert f"is {ahead[0]:.2f} nats ahead in $\\log p_\\theta(x)$ and {ahead[1]:.2f} in the ELBO" in prose
     assert f"with standard deviations over seeds of {spread[0]:.2f} and {spread[1]:.2f}" in prose
+
+
+def test_the_table_of_richer_families_is_the_stored_result() -> None:
+    report = richer()
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = {(row["kind"], row["seed"]): row for row in report["rows"]}
+    assert len(rows) == 30
+
+    def over_seeds(name: str, kind: str) -> Any:
+        if name.startswith("gap"):
+            log_p, bound = (over_seeds(name.replace("gap", what), kind) for what in ("log_evidence", "elbo"))
+            return log_p - bound
+        return np.array([rows[kind, seed][name] for seed in range(5)])
+
+    for kind in dict.fromkeys(kind for kind, _ in rows):
+        cells = []
+        for name in ("log_evidence_held_out", "elbo_held_out", "gap_held_out", "gap_training"):
+            numbers = over_seeds(name, kind)
+            stored = report["summary"][name][kind]["value"]
+            assert np.allclose([numbers.mean(), numbers.std(ddof=1)], [stored["mean"], stored["sd"]])
+            cells.append(f"{stored['mean']:.2f} ± {stored['sd']:.2f}")
+        for name in ("elbo_held_out", "log_evidence_held_out"):
+            paired = over_seeds(name, kind) - over_seeds(name, "diagonal")
+            stored = report["summary"][name][kind]["difference"]
+            assert np.allclose([paired.mean(), paired.std(ddof=1)], [stored["mean"], stored["sd"]])
+            cells.append("" if kind == "diagonal" else f"{stored['mean']:.2f} ± {stored['sd']:.2f}")
+        assert f"| {kind} | {' | '.join(cells)} |" in text
+    assert max(row["elbo_held_out_standard_error"] for row in report["rows"]) < 0.0045
+    assert max(abs(row["moved_by_a_finer_wider_grid"]) for row in report["rows"]) < 1e-5
+    for kind in ("planar", "spline", "vamp"):
+        assert (over_seeds("elbo_held_out", kind) > over_seeds("elbo_held_out", "diagonal")).all()
+
+
+def test_chapter_16_quotes_the_stored_families() -> None:
+    report = richer()
+    text = (FOLDER.parent / "notebooks" / "src" / "16_richer_posteriors_and_priors.py").read_text(encoding="utf-8")
+    prose = " ".join(text.replace("\n#", " ").split())
+    held_out, training = (
+        {kind: f"{row['value']['mean']:.2f}" for kind, row in report["summary"][f"gap_{where}"].items()}
+        for where in ("held_out", "training")
+    )
+    assert f"The gap falls from {held_out['diagonal']} nats to {held_out['planar']} (planar)" in prose
+    assert f"and {held_out['spline']} (spline)" in prose
+    assert f"{training['planar']} and {training['spline']} against {training['diagonal']}" in prose
+    gain = {kind: row["difference"]["mean"] for kind, row in report["summary"]["elbo_held_out"].items()}
+    better = {kind: row["difference"]["mean"] for kind, row in report["summary"]["log_evidence_held_out"].items()}
+    assert f"In the table it gains {gain['vamp']:.2f} nats" in prose
+    assert all(
+        abs(gain[kind] - 1 / 3) < 0.05 and better[kind] > gain[kind] / 2 for kind in ("planar", "spline", "vamp")
+    )
+    reach = [row["reach"] for row in report["rows"] if row["kind"] == "vamp"]
+    assert f"from ±{min(reach):.0f} to ±{max(reach):.0f}" in prose
+
+
+def test_the_planar_flow_of_the_benchmark_has_the_density_of_its_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    flow = (
+        importlib.import_module("richer")
+        .PlanarHead(torch.nn.Identity(), 2)
+        .distribution(torch.randn(1, 34, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    )
+    torch.manual_seed(0)
+    log_q = flow.log_prob(flow.rsample())
+    torch.manual_seed(0)
+    y = flow.base.rsample()
+
+    def bent(draw: torch.Tensor) -> torch.Tensor:
+        flow.base.rsample = lambda shape: draw
+        return flow.rsample()[0]
+
+    jacobian = torch.autograd.functional.jacobian(bent, y)[:, 0]
+    assert torch.allclose(log_q, flow.base.log_prob(y) - torch.linalg.slogdet(jacobian).logabsdet)
+    with pytest.raises(NotImplementedError, match="last draws"):
+        flow.log_prob(torch.zeros(1, 2).double())
+
+
+def richer() -> Any:
+    return json.loads((FOLDER / "results" / "richer.json").read_text(encoding="utf-8"))
 
 
 def seeds(report: dict[str, Any], name: str, kind: str) -> list[float]:
