@@ -490,7 +490,7 @@ for name, (_, loss) in ladder.items():
     print(f"{name:<15} loses {loss:.2f} nats of log p(x)")
 assert max(kl_mixture, kl_planar, kl_spline) < 0.45 < min(kl_diagonal, kl_full)
 
-# %% mystnb={"image": {"alt": "Six panels of the latent plane as heat maps: the exact posterior with two peaks, and five approximations. Diagonal and full Normal: one blob. Mixture of two: two blobs in the right places. Planar flow and spline flow: two bent peaks joined by a thin bridge."}}
+# %% mystnb={"image": {"alt": "Six panels of the latent plane as heat maps: the exact posterior with two peaks, and five approximations. Diagonal and full Normal: one blob. Mixture of two: two blobs in the right places. Planar flow: two peaks joined by a visible bridge. Spline flow: two bent peaks of unequal weight."}}
 with plots.style():
     fig, axes = plt.subplots(2, 3, figsize=(7, 5.2), sharex=True, sharey=True)
     pictures = {"the posterior\n": log_posterior} | {
@@ -507,10 +507,14 @@ with plots.style():
         )
         ax.set(title=title, xlim=(-2.3, 1.9), ylim=(-2.1, 1.7))
         ax.grid(visible=False)
+    for ax in axes[1]:
+        ax.set_xlabel("$z_1$")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("$z_2$")
     fig.suptitle("Two peaks need a family that has two")
 
 # %% [markdown]
-# Did you put the mixture first? A flow is continuous: it can bend the plane, thin it out and stretch it, but never tear it, so a bridge between the peaks remains. A mixture needs
+# Did you put the mixture first? A flow is continuous: it can bend the plane, thin it out and stretch it, but never tear it, so a bridge between the peaks remains, however thin. A mixture needs
 # none. For this digit the richer families do what they promise. The digit was chosen for it. So the next question is the one that counts: what do
 # they buy on *all* digits, when an encoder has to give the answer in one pass, and θ is learned at the same time?
 #
@@ -829,7 +833,7 @@ with plots.style():
         colour, line = looks.get(name, (plots.COLOURS.accent, "-"))
         ax.semilogy(np.maximum(curve, 1e-12), line, color=colour, label=name)
     ax.set(xlabel="steps of ten draws", ylabel="KL(q ‖ target) (nats)", ylim=(1e-12, 1e3))
-    ax.legend(loc="center right")
+    ax.legend(loc="lower center")
     ax.set_title("On a Gaussian target two of three stick the landing")
 
 # %% [markdown]
