@@ -31,6 +31,8 @@ from vi_tutorial.elbo import draw, elbo
 from vi_tutorial.models import LatentVariableModel
 from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, Head, MixtureNormalHead, mlp
 
+Distribution.set_default_validate_args(True)  # zuko turns torch's checks of arguments off as it is imported
+
 KINDS = ("diagonal", "full", "mixture", "planar", "spline", "vamp")
 PIXELS, COMPONENTS, LAYERS, PSEUDO_INPUTS = 64, 3, 6, 50
 RESULTS = Path(__file__).parent / "results" / "richer.json"

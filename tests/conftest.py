@@ -25,6 +25,13 @@ def _seed() -> None:
     torch.manual_seed(20240229)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _validation_stays_on() -> Iterator[None]:
+    """Some libraries turn the checks of torch's distributions off, for everybody, as they are imported."""
+    yield
+    assert torch.distributions.Distribution._validate_args
+
+
 @pytest.fixture
 def _float64() -> Iterator[None]:
     """Float64 as torch's default; modules whose tests claim identities use it throughout."""

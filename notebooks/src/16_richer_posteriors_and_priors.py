@@ -54,6 +54,7 @@ from vi_tutorial.elbo import draw, elbo, elbo_sticking_the_landing
 from vi_tutorial.exercises import ch16
 from vi_tutorial.networks import BernoulliHead, DiagonalNormalHead, FullNormalHead, Head, MixtureNormalHead, mlp
 
+Distribution.set_default_validate_args(True)  # zuko turns torch's checks of arguments off as it is imported
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 _ = torch.manual_seed(0)
