@@ -542,7 +542,7 @@ checks.quadrature(
 )
 print("gradient of the bound in (m, log s, θ) at K = 1, 8, 64, 512:")
 for k in (1, 8, 64, 512):
-    print(*(f"{value:7.3f}" for value in exact_slopes(k)))
+    print(*(f"{value:8.4f}" for value in exact_slopes(k)))
 
 # %% [markdown]
 # The picture is all in this table. The gradient in θ settles at 1.0, the gradient of $\log p_\theta(x)$. The gradient in φ goes to zero, and it must: at $K = \infty$ the bound is $\log p_\theta(x)$ *whatever* $q$ is. A bound that no longer depends on $q$ has nothing to say to $q$.
