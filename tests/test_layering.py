@@ -47,6 +47,7 @@ FLOORS = {
     "_style": 3,
     "_motion": 3,
     "plots": 3,
+    "runs": 4,
     "_execute": 4,
     "cli": 4,
     "__main__": 4,

@@ -1,6 +1,7 @@
 """What bad input meets: one place for the errors that every module raises.
 
-Each error names the argument, says what was received and what was expected.
+Each error names the argument, says what was received and what was expected. While ``torch.compile`` traces there are no
+values to look at: then shapes and types are checked, and values are not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def check_tensor(name: str, value: object) -> Tensor:
 def check_finite(name: str, value: object) -> Tensor:
     """A floating-point tensor without NaN or infinity, or an error that says where the first one stands."""
     tensor = check_tensor(name, value)
+    if torch.compiler.is_compiling():
+        return tensor
     bad = ~torch.isfinite(tensor)
     if bad.any():
         index = tuple(torch.nonzero(bad)[0].tolist())
@@ -71,6 +74,8 @@ def check_columns_vary(name: str, value: Tensor, advice: str) -> None:
 
 def check_not_nan(term: str, value: Tensor, advice: str) -> None:
     """No NaN in a computed quantity; minus infinity is allowed, since a log density may be there."""
+    if torch.compiler.is_compiling():
+        return
     bad = torch.isnan(value)
     if bad.any():
         index = tuple(torch.nonzero(bad)[0].tolist())

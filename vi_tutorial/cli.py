@@ -1,10 +1,14 @@
-"""The command line: ``vi-tutorial run`` executes the chapters and reports what they verified."""
+"""The command line: ``run`` executes the chapters and reports what they verified; ``train`` and ``evaluate`` VAEs."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -33,11 +37,6 @@ def _at_least_one(value: int) -> int:
     if value < 1:
         raise typer.BadParameter(f"received {value}; expected at least 1")
     return value
-
-
-@app.callback()
-def main() -> None:
-    """Keep ``run`` a subcommand, so that others can stand beside it."""
 
 
 class Verdict(NamedTuple):
@@ -93,6 +92,105 @@ def run(
     typer.echo(f"{len(verdicts)} chapters in {seconds:.1f} s; see {output / 'report.json'}")
     if any(verdict.failures for verdict in verdicts):
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="Where the run is kept.", file_okay=False)],
+    data: Annotated[
+        str | None, typer.Option(help="digits, mnist, or a .npy or .npz file.", show_default="digits")
+    ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help="bernoulli, binomial, continuous-bernoulli, discretised-logistic or normal.", show_default="bernoulli"
+        ),
+    ] = None,
+    binarisation: Annotated[
+        str | None, typer.Option(help="Of bytes: dynamic, at every visit, or static.", show_default="dynamic")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="mlp or convolutional.", show_default="mlp")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="Sizes of the hidden layers, or channels.", show_default="200,200")
+    ] = None,
+    latents: Annotated[int | None, typer.Option(help="L.", show_default="50")] = None,
+    posterior: Annotated[
+        str | None, typer.Option(help="diagonal, full, mixture or flow.", show_default="diagonal")
+    ] = None,
+    bound: Annotated[str | None, typer.Option(help="elbo, analytic, stl, iwae or dreg.", show_default="elbo")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="K.", show_default="1")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="B, of all processes together.", show_default="100")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="100")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long.", show_default="no limit")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="0.001")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, or stages, as in Burda et al. (2016).", show_default="constant")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.", show_default="0")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.", show_default="float32")] = None,
+    compile: Annotated[bool | None, typer.Option(help="Try torch.compile.", show_default="no-compile")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ….", show_default="auto")] = None,
+    save_seconds: Annotated[float | None, typer.Option(help="Between two checkpoints.", show_default="60")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+) -> None:
+    """Train a VAE, keep everything in a folder, and report what it is worth.
+
+    In many processes: torchrun --nproc-per-node 2 --module vi_tutorial train FOLDER …
+    """
+    asked = {name: value for name, value in locals().items() if value is not None and name not in ("folder", "resume")}
+    with _said_plainly():
+        from vi_tutorial import runs
+
+        if hidden is not None:
+            asked["hidden"] = _sizes(hidden)
+        before = runs.read(folder) if resume else runs.Config()
+        runs.train(dataclasses.replace(before, **asked), folder, resume)
+        if os.environ.get("RANK", "0") == "0":
+            _show(runs.evaluate(folder, num_samples=100))
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Of a run.", exists=True, file_okay=False)],
+    num_samples: Annotated[int, typer.Option(help="Importance samples for each row.")] = 5000,
+    num_rows: Annotated[int | None, typer.Option(help="Held-out rows, from the first.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="Of the binarisation and the samples.")] = 0,
+) -> None:
+    """Measure a trained VAE on its held-out rows: log p(x) by importance sampling, ELBO, rate, distortion."""
+    with _said_plainly():
+        from vi_tutorial import runs
+
+        _show(runs.evaluate(folder, num_samples, num_rows, seed))
+
+
+def _sizes(words: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in words.split(","))
+    except ValueError:
+        raise ValueError(f"hidden must be sizes such as 200,200; received {words}") from None
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """An error that the package words itself ends the command with its message; others keep their traceback."""
+    from vi_tutorial import runs
+    from vi_tutorial.checkpoint import CheckpointError
+    from vi_tutorial.mnist import DataFileError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; the last checkpoint is whole, go on with --resume.", err=True)
+        raise typer.Exit(130) from None
+    except (runs.RunError, CheckpointError, DataFileError, ValueError, TypeError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _show(report: dict[str, Any]) -> None:
+    for name in ("nll", "elbo", "rate", "distortion"):
+        typer.echo(f"{name:10}  {report[name]:9.2f} ± {report[f'{name}_stderr']:.2f} nats")
+    typer.echo(f"{report['active_latents']} active latents; {report['importance_samples']} importance samples")
 
 
 def records(notebook: NotebookNode, kind: str) -> list[dict[str, Any]]:
