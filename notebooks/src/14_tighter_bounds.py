@@ -192,7 +192,6 @@ checks.inequality(
     },
 )
 print(f"log p(x) {log_evidence:.6f}; gap {gap[0]:.6f} at K = 1, {gap[9]:.4f} at 10, {gap[49]:.4f} at 50")
-assert [round(gap[k - 1].item(), 4) for k in (1, 10, 50)] == [0.4034, 0.0194, 0.0037]
 
 # %% [markdown]
 # ### How fast, and when not
@@ -206,7 +205,7 @@ assert [round(gap[k - 1].item(), 4) for k in (1, 10, 50)] == [0.4034, 0.0194, 0.
 # \tag{14.3}
 # $$
 #
-# as long as these moments exist. When do they? The $j$-th moment of the weight under $q = \mathcal{N}(m, s^2)$ exists for a posterior of variance $v$ if $j s^2 > (j - 1) v$. So for $s^2 \le v/2$ even $\sigma^2$ is infinite
+# as long as these moments exist (and the mean weight is not too often near zero, where the series of the logarithm is of no use). When do they? The $j$-th moment of the weight under $q = \mathcal{N}(m, s^2)$ exists for a posterior of variance $v$ if $j s^2 > (j - 1) v$. So for $s^2 \le v/2$ even $\sigma^2$ is infinite
 # ([chapter 13](13_when_supports_do_not_match.ipynb)). The bound still rises to $\log p_\theta(x)$; the $1/K$ is gone.
 
 # %%
@@ -226,6 +225,10 @@ checks.quadrature(
     },
     tolerance=2e-6,
 )
+print(
+    *(f"K = {k:<5} gap {-mean_log_of_mean(relative, k):.4f}   Var/2K {variance / (2 * k):.4f}" for k in (1, 10, 50)),
+    sep="\n",
+)
 
 # %% mystnb={"image": {"alt": "Gap below the log evidence against K from 1 to 1000, both axes logarithmic. The reference q bends from above into its dashed line Var over 2K. A wide q follows its own dashed line. A narrow q, scale 0.4, falls far less steeply and crosses the others."}}
 ks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
@@ -236,7 +239,7 @@ for name, log_s in widths.items():
     curves[name] = -torch.stack([mean_log_of_mean(r, int(k)) for k in ks])
 fall = {name: (c[-4] / c[-1]).item() for name, c in curves.items()}  # for eight times the draws
 assert abs(fall["reference: s = 1"] - 8) < 0.2 > abs(fall["wide: s = 2"] - 8)
-assert fall["narrow: s = 0.4"] < 3.5
+assert 2 < fall["narrow: s = 0.4"] < 2.3
 assert (
     abs(curves["reference: s = 1"][0] / (variance / 2) - 2.2) < 0.1
 )  # at K = 1 the law is off by more than a factor of two
@@ -252,10 +255,10 @@ with plots.style():
             )
     ax.set(xlabel="samples K", ylabel="log p(x) − bound (nats)")
     ax.legend()
-    ax.set_title("1/K where the weights have a variance (dashed: Var/2K); less where not")
+    ax.set_title("The gap falls as Var/2K (dashed) where Var is finite")
 
 # %% [markdown]
-# At $K = 1$ the law says 0.18 nats, and the gap is 0.40. For eight times the draws the first two gaps fall eightfold, the narrow $q$'s about threefold. A *wide* proposal is the safe one.
+# At $K = 1$ the law says 0.18 nats, and the gap is 0.40. For eight times the draws (from 128 to 1,024) the first two gaps fall eightfold, the narrow $q$'s about twofold. A proposal that is too wide is safer than one too narrow.
 #
 # ## What the $K$ draws really are: another $q$
 #
@@ -300,8 +303,8 @@ words = "A filled bell leaves q at K = 1 and has become the posterior at K = 512
 plots.animate(scene, 10, words, name="chosen", figsize=(6.4, 3.2), interval_ms=500)
 
 # %% [markdown]
-# So the bound tightens because it secretly uses a better posterior approximation, one that knows the weights. Its own ELBO is even higher than $\mathcal{L}_K$: choosing is a random step that the bound still pays for. Both inequalities are due to Cremer, Morris & Duvenaud (2017)
-# and Domke & Sheldon (2018); here they are, in nats. The rival is the sentence one reads now and then, that $\mathcal{L}_K$ *is* the ELBO of $q_K$ at another $K$.
+# So the bound tightens because it secretly uses a better posterior approximation, one that knows the weights. Its own ELBO is even higher than $\mathcal{L}_K$: choosing is a random step that the bound still pays for. See Cremer, Morris & Duvenaud (2017)
+# and Domke & Sheldon (2018); here it is, in nats. The rival is a sentence that one reads now and then: that $\mathcal{L}_K$ *is* the ELBO of $q_K$. So we ask for a distance of a thousandth of a nat at least, for $K > 1$.
 
 # %%
 sizes = (1, 2, 5, 20, 100)
@@ -311,11 +314,15 @@ kl_chosen = torch.stack([(law * (law / (q_mass * relative)).log()).sum() for law
 gap_at = torch.stack([gap[k - 1] for k in sizes])
 checks.inequality(
     "14.8",
-    "𝓛_K ≤ ELBO of q_K ≤ log p(x), for K = 1, 2, 5, 20, 100",
-    torch.stack([-gap_at, -kl_chosen]),
-    torch.stack([-kl_chosen + 1e-9, torch.zeros(5)]),
-    wrong={"1/K forgotten in the bound": torch.stack([torch.tensor(sizes).log() - gap_at, -kl_chosen])},
+    "𝓛_K + 0.001 < ELBO of q_K < log p(x), for K = 2, 5, 20, 100",
+    torch.stack([0.001 - gap_at, -kl_chosen])[:, 1:],
+    torch.stack([-kl_chosen, torch.zeros(5)])[:, 1:],
+    wrong={
+        "𝓛_K is the ELBO of q_K": torch.stack([0.001 - kl_chosen, -kl_chosen])[:, 1:],
+        "1/K forgotten in the bound": torch.stack([torch.tensor(sizes).log() - gap_at, -kl_chosen])[:, 1:],
+    },
 )
+assert abs(kl_chosen[0] - exact_gap) < 1e-9
 print(
     *(
         f"K = {k:<3}  gap of the bound {g:.4f}   KL(q_K ‖ posterior) {c:.4f}"
@@ -489,7 +496,7 @@ with torch.random.fork_rng():
     e = torch.randn(5, 4)
 z_drawn = 0.5 + e
 log_w = -(z_drawn**2) / 2 - (2 - z_drawn) ** 2 / 2 + e**2 / 2
-by_hand = torch.stack([3 * e * 0 - z_drawn + (2 - z_drawn), (2 - 2 * z_drawn) * e + 1, 2 - z_drawn], -1)
+by_hand = torch.stack([2 - 2 * z_drawn, (2 - 2 * z_drawn) * e + 1, 2 - z_drawn], -1)
 
 
 def weighted(weights):
@@ -671,9 +678,9 @@ with plots.style():
     for (name, values), colour, mark in zip(snr.items(), colours, "os^", strict=True):
         ax.loglog(sizes, values, color=colour, marker=mark, label=name)
         ax.annotate(
-            f"{name}: slope {slope[name]:+.1f}",
+            f"{name}: slope " + f"{slope[name]:+.1f}".replace("-", "−"),
             (sizes[-1], values[-1]),
-            (-6, 7 if slope[name] > 0 else 12),
+            (-6, {"θ": 9, "φ": 12, "φ, DReG": -20}[name]),
             textcoords="offset points",
             ha="right",
             color=colour,
@@ -736,7 +743,7 @@ checks.monte_carlo(
 )
 
 # %% [markdown]
-# At $K = 1$ the weight is always one, and RWS pushes φ nowhere on average: it needs draws to compare. At finite $K$ it is biased too, towards $q$ itself, since $q_K$ lies between $q$ and the posterior. The bias falls with $K$, as one would like: more draws make *both* halves better.
+# At $K = 1$ the weight is always one, and RWS pushes φ nowhere on average: it needs draws to compare. At finite $K$ it is biased too, towards $q$ itself, since $q_K$ is still on its way from $q$ to the posterior. The bias falls with $K$, as one would like: more draws make *both* halves better.
 #
 # ### Three bounds, three encoders
 #
@@ -802,11 +809,11 @@ with plots.style():
     ax.set_title("Each objective wants another q")
 
 # %% [markdown]
-# Widest is IWAE's. A proposal must cover, and the χ² punishes nothing more than a place where the posterior is and $q$ is not. (In [chapter 07](07_when_q_is_too_simple.ipynb) you saw $q$ widen with $K$ on the way there.) A good *proposal* is not a good *posterior*: keep that for the ledger.
+# Widest is IWAE's. A proposal must cover, and the χ² punishes a place where the posterior is and $q$ is not by the *square* of the density. (In [chapter 07](07_when_q_is_too_simple.ipynb) you saw $q$ widen with $K$ on the way there.) A good *proposal* is not a good *posterior*: keep that for the ledger.
 #
 # ## What it buys and what it costs, on digits
 #
-# Chapter 12's 64-pixel digits, two latents so that $\log p_\theta(x)$ is a sum over a grid. A comparison must be at equal work, and the work is in the decoder. **Every step decodes 1,000 codes**: 1,000 digits once, or 200 digits five times, or 20 digits fifty times. Same start, same 400 steps of Adam, same falling learning rate.
+# Chapter 12's 64-pixel digits, two latents so that $\log p_\theta(x)$ is a sum over a grid. A comparison must be at equal work, and the work is in the decoder. **Every step decodes 1,000 codes**: 1,000 digits once, or 200 digits five times, or 20 digits fifty times. Same start, same 320 steps of Adam, same falling learning rate.
 # So draws are paid for in digits. To keep these two apart there is a control: the ELBO with the 20 digits, and fifty draws averaged *outside* of the log.
 #
 # Predict three columns before you run it, held out: which objective has the highest ELBO, the highest $\log p_\theta(x)$, the smallest $\mathrm{KL}(q \,\|\, p_\theta(z \mid x))$?
@@ -825,7 +832,7 @@ decoder = BernoulliHead(mlp(2, 32, D), D)
 start = models.LatentVariableModel(families.standard_normal(2), decoder), DiagonalNormalHead(mlp(D, 32, 4), 2)
 
 
-def train_with(bound, num_samples, num_steps=400):
+def train_with(bound, num_samples, num_steps=320):
     model, q = copy.deepcopy(start)
     optimiser = torch.optim.Adam([*model.parameters(), *q.parameters()], lr=2e-2)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
@@ -853,10 +860,10 @@ recipes = {
 machines = {name: train_with(*recipe) for name, recipe in recipes.items()}
 
 # %% [markdown]
-# And the judge: $\log p_\theta(x)$ by the grid of chapter 12, the ELBO by Gauss–Hermite. The line that estimates the ELBO is the one of chapter 01 for all six.
+# And the judge: $\log p_\theta(x)$ by a grid as in chapter 12, the ELBO by Gauss–Hermite. The line that estimates the ELBO is the one of chapter 01 for all six.
 
 # %%
-side = torch.linspace(-6, 6, 193)
+side = torch.linspace(-6, 6, 161)
 cells = torch.cartesian_prod(side, side)
 
 
@@ -864,7 +871,7 @@ def on_grid(model, x):
     """log p(x, z) of each image in each cell, (N, G), and log p(x), (N,)."""
     logits = model.likelihood.network(cells)
     log_joint = x @ logits.T + (model.prior().log_prob(cells) - softplus(logits).sum(-1))
-    return log_joint, log_joint.logsumexp(-1) + 2 * math.log(12 / 192)
+    return log_joint, log_joint.logsumexp(-1) + 2 * math.log(12 / 160)
 
 
 x, num_samples = test, 50
@@ -875,8 +882,6 @@ for name, (model, q) in machines.items():
     assert (estimate - bound).mean().abs() < 0.3  # the line and the quadrature agree
     iwae_50 = iwae(draw(model.given(x), q(x), num_samples).log_weight)
     table[name] = bound, iwae_50, on_grid(model, x)[1]
-
-# %%
 print(
     f"{'digits × draws':<17} {'ELBO':>7} {'IWAE-50':>8} {'log p(x)':>9} {'KL(q ‖ post.)':>14}   nats per held-out digit"
 )
@@ -886,13 +891,13 @@ for name, (bound, iwae_50, exact) in table.items():
 # %% [markdown]
 # Read it in pairs.
 #
-# - **Rows 1 and 3.** Five draws per digit: the better *model*, and the worse ELBO. It is chapter 12's wrong league table, now at equal work.
-# - **Rows 2 and 4.** The same 20 digits, the same 50 draws, the average moved inside of the log: the model gains, and the encoder loses about three nats.
-# - **Rows 4 and 5.** The same bound, the gradient mended: the KL falls to a fraction. The bound was not the whole trouble; a good part of it was noise.
+# - **Rows 2 and 4.** The same 20 digits, the same 50 draws, the average moved inside of the log. The model hardly changes; the encoder's KL goes from a tenth of a nat to three nats.
+# - **Rows 4 and 5.** The same bound, the gradient mended: the KL falls to a tenth, and the model is better too. The mean gradient in φ is the same, so what hurt was its noise.
+# - **Row 6.** The method without a bound has the smallest KL of rows 3 to 6, and a model as good as DReG's.
 # - **Rows 1 and 4.** Fifty draws at the price of 980 digits per step was a bad bargain, for the model as well. $K$ is not free.
-# - **Row 6.** And the method without a bound has the best encoder of the four with fewer than 1,000 digits and more than an ELBO to climb, with a model as good as theirs.
+# - **Rows 1 and 3.** Five draws: a better *model* here, and an encoder twice as far from its posteriors, so that the two ELBOs cannot tell them apart: chapter 12's league table once more.
 #
-# Which of this is more than noise over the 299 digits? We ask for four standard errors of the paired difference. (And over starts? Other seeds in the set-up cell, 1 and 2, gave the same signs for these four.)
+# Which of this is more than noise over the 299 digits? We ask for four standard errors of the paired difference. And over starts? With the seeds 1 and 2 the four comparisons of the next cell kept their signs; that of rows 1 and 3 in $\log p_\theta(x)$ turned round with one of them. Do not build on it.
 
 # %%
 elbo_of, iwae_of, log_p_of = ({name: row[i] for name, row in table.items()} for i in range(3))
@@ -935,27 +940,42 @@ with plots.style():
     ax.set_title("What the tighter bound costs is the encoder, not the family")
 
 # %% [markdown]
-# The wide part of IWAE's bar is an *amortisation* gap: normal distributions far closer to these posteriors exist, and the encoder does not give them. Is it off the mark, or too wide? The digit below is the median of IWAE-50's KLs.
+# (Every tenth held-out digit.) The wide part of IWAE's bar is an *amortisation* gap: normal distributions far closer to these posteriors exist, and the encoder does not give them. Is it off the mark, or too wide? The grid knows the posterior's covariance, so we can compare areas, for all 299 digits.
 
-# %% mystnb={"image": {"alt": "Three panels on the latent plane, each with the contours of one digit's posterior and the ellipse of an encoder. IWAE's ellipse is several times larger than the posterior. DReG's is somewhat larger. The ellipse of RWS fits closely."}}
-digit = int(kl_of[fifty].argsort()[len(test) // 2])
+
+# %%
+def posterior_area(model, x):
+    """√det of the covariance of each posterior, by sums over the grid."""
+    mass = on_grid(model, x)[0].softmax(-1)
+    mean, second = mass @ cells, mass @ (cells[:, :, None] * cells[:, None]).flatten(1)
+    return (second.unflatten(1, (2, 2)) - mean[:, :, None] * mean[:, None]).det().sqrt()
+
+
 area = {}
+for name in (one, wake, mended, fifty):
+    model, q = machines[name]
+    area[name] = (q(test).stddev.prod(-1) / posterior_area(model, test)).median()
+    print(f"{name:<17} area of q over the posterior's, median {area[name]:.1f}")
+assert area[one] < 1 < area[wake] < area[mended] < area[fifty] / 2
+
+# %% mystnb={"image": {"alt": "Three panels on the latent plane, each with one digit's posterior and the ellipse of an encoder. IWAE's ellipse is several times larger than the posterior. Those of DReG and of RWS have about the posterior's size."}}
+digit = int(kl_of[fifty].argsort()[len(test) // 2])
 with plots.style():
-    fig, axes = plt.subplots(1, 3, figsize=(7, 2.9), sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(7, 2.9), layout="constrained")
     for ax, name in zip(axes, (fifty, mended, wake), strict=True):
         model, q = machines[name]
         log_joint, _ = on_grid(model, test[digit : digit + 1])
-        plots.density_contours(log_joint.reshape(193, 193).T, side, side, ax, masses=[0.5, 0.9])
+        plots.density_contours(log_joint.reshape(161, 161).T, side, side, ax, masses=[0.86])
         here = q(test[digit : digit + 1])
         plots.normal_ellipse(here.mean[0], here.variance[0].diag(), ax, [2.0])
-        area[name] = [here.stddev.prod().item(), kl_of[name][digit].item()]
-        centre = here.mean[0]
-        ax.set(xlim=(centre[0] - 2.6, centre[0] + 2.6), ylim=(-3.4, 3.4), xlabel="$z_1$", title=name.replace(",", ":"))
+        u, v = here.mean[0].tolist()
+        ax.set(xlim=(u - 2.4, u + 2.4), ylim=(v - 2.4, v + 2.4), aspect="equal", xlabel="$z_1$")
+        ax.set_title(name.replace(",", ":"), size=11)
     axes[0].set_ylabel("$z_2$")
-assert area[fifty][0] > 1.5 * area[mended][0]
+    fig.suptitle("One digit: IWAE's plain gradient leaves q far too wide", x=0.01, ha="left", weight="bold", size=12)
 
 # %% [markdown]
-# Too wide (ellipses: two standard deviations; violet: 50 % and 90 % of the posterior). Wide is right for a proposal, as (14.14) says, and *this* wide is what a noisy gradient could not correct.
+# Violet holds 86 % of the posterior, as two standard deviations of a round normal do; the digit is the median of IWAE-50's KLs. The order of the areas is that of (14.14): the ELBO's $q$ narrower than the posterior, RWS's a little wider, that of IWAE's objective (as DReG climbs it) wider still. Wide is right for a proposal. But IWAE's *own* gradient leaves $q$ more than twice as wide again, and that is the noise.
 #
 # ## A mistake people make
 #
@@ -974,19 +994,19 @@ assert data_axis > table[five][2].mean() + 1  # no bound at all
 assert data_first < right - 0.3  # a bound, and a loose one
 
 # %% [markdown]
-# The first slip gives a number *above* $\log p_\theta(x)$: no bound. The second is a bound, for one joint importance sampler over all 299 digits at once, and nearly as loose as the ELBO. `vi_tutorial` reduces over samples only, and returns one number per datapoint, so neither can happen by accident.
+# The first slip gives a number *above* $\log p_\theta(x)$: no bound. The second is a bound, for one joint importance sampler over all 299 digits at once, and a looser one. `vi_tutorial` reduces over samples only, and returns one number per datapoint, so neither can happen by accident.
 #
 # ## More recent answers
 #
 # As read, not measured here:
 #
 # - Rainforth et al. (2018) propose to spend $M K$ draws as the mean of $M$ bounds with $K$ each (MIWAE), or different bounds for θ and φ (PIWAE). Exercise 14.E4 measures the first.
-# - Le, Kosiorek, Siddharth, Teh & Wood revisit RWS, and report that, unlike IWAE, both its model and its inference network improve with $K$, also for continuous latents.
+# - Le, Kosiorek, Siddharth, Teh & Wood (2019) revisit RWS, and report that, unlike IWAE, both its model and its inference network improve with $K$, for discrete latents and, in their first version, continuous ones too.
 # - Finke & Thiéry (2019) derive IWAE-STL and DReG as special cases of adaptive importance sampling: (14.12) is the reason that STL belongs there.
 # - Geffner & Domke (2021) show for several α-divergences that the SNR of *unbiased* gradients worsens exponentially with the dimension, and in a second paper that biased ones drift to the minimiser of $\mathrm{KL}(q \,\|\, p)$, unless the number of draws becomes impractical.
 # - Bauer & Mnih (2021) extend DReG to hierarchical models and to the parameters of the prior.
 # - Daudel, Benton, Shi & Doucet (2023) put α and $K$ into one bound, and analyse where raising $K$ helps and where not.
-# - Vaitl, Nicoli, Nakajima & Kessel (2022) make *path gradients*, as sticking-the-landing is called there, affordable for normalising flows, for both KLs.
+# - Vaitl, Nicoli, Nakajima & Kessel (2022) give *path gradients*, as sticking-the-landing is called there, of both KLs for normalising flows; Vaitl, Winkler, Richter & Kessel (2024) make them cheap.
 #
 # ## Exercises
 #
@@ -1045,17 +1065,17 @@ ch14.mean_of_bounds.check(mean_of_bounds)
 # - You **placed** the bounds in one row of power means: Rényi's $\alpha$ from $-1$ (CUBO) through 0 ($\log p_\theta(x)$) to 1 (the ELBO). Estimated from few draws, the upper ones fall below the evidence.
 # - You **explained** the $K$-sample gradients by $q_K$, the law of the chosen draw: IWAE's θ, IWAE's φ, STL's and RWS's are means of different functions under it.
 # - You **predicted** the SNR: $\sqrt K$ for θ, $1/\sqrt K$ for φ, $\sqrt K$ again with DReG, which θ does not need.
-# - **Decide** by what you need: for the model, a few draws and DReG; for an encoder that is to be used as a posterior, the ELBO or RWS; for both, compare $\log p_\theta(x)$ *and* the KL, at equal work.
+# - **Decide** by what you need. For an encoder that is to be used as a posterior: the ELBO or RWS. For many draws: DReG or RWS, hardly ever the plain gradient. And whether draws are worth their price in data, measure, $\log p_\theta(x)$ *and* the KL, at equal work.
 #
 # ### Sources
 #
 # - Burda, Grosse & Salakhutdinov (2016), *Importance Weighted Autoencoders*: eq. 8 the bound, theorem 1 its chain, eq. 14 the gradient.
 # - Cremer, Morris & Duvenaud (2017), *Reinterpreting Importance-Weighted Autoencoders*, arXiv:1704.02916; Domke & Sheldon (2018), *Importance Weighting and Variational Inference*.
-# - Li & Turner (2016), *Rényi Divergence Variational Inference*, eq. 4 and theorem 1; Dieng et al. (2017), *Variational Inference via χ Upper Bound Minimization*; Daudel, Benton, Shi & Doucet (2023), *Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders*, arXiv:2210.06226.
+# - Li & Turner (2016), *Rényi Divergence Variational Inference*, eq. 4 and theorem 1; Dieng et al. (2017), *Variational Inference via χ Upper Bound Minimization*; Daudel, Benton, Shi & Doucet (2023), *Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders*, JMLR 24, arXiv:2210.06226.
 # - Rainforth et al. (2018), *Tighter Variational Bounds Are Not Necessarily Better*; Tucker, Lawson, Gu & Maddison (2019), *Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives*; Roeder, Wu & Duvenaud (2017), *Sticking the Landing*.
-# - Bornschein & Bengio (2015), *Reweighted Wake-Sleep*, arXiv:1406.2751; Le et al., *Revisiting Reweighted Wake-Sleep*; Finke & Thiéry (2019), *On importance-weighted autoencoders*; Nowozin (2018), *Debiasing Evidence Approximations*.
+# - Bornschein & Bengio (2015), *Reweighted Wake-Sleep*, arXiv:1406.2751; Le, Kosiorek, Siddharth, Teh & Wood (2019), *Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow*, UAI, arXiv:1805.10469; Finke & Thiéry (2019), *On importance-weighted autoencoders*; Nowozin (2018), *Debiasing Evidence Approximations*.
 # - Geffner & Domke (2021), *On the Difficulty of Unbiased Alpha Divergence Minimization*, ICML, and *Empirical Evaluation of Biased Methods for Alpha Divergence Minimization*; Bauer & Mnih (2021), *Generalized Doubly-Reparameterized Gradient Estimators*, ICML;
-#   Vaitl, Nicoli, Nakajima & Kessel (2022), *Gradients should stay on Path*, arXiv:2207.08219.
+#   Vaitl, Nicoli, Nakajima & Kessel (2022), *Gradients should stay on Path*, arXiv:2207.08219; Vaitl, Winkler, Richter & Kessel (2024), *Fast and unified path gradient estimators for normalizing flows*, arXiv:2403.15881.
 #
 # ### Next
 #
@@ -1117,11 +1137,11 @@ for num_groups in (64, 16, 4, 1):
 
     noise_here = slopes(grouped, 64, 4_000)[:, 0].std()
     ratio = exact_slopes(64 // num_groups)[0] / noise_here
-    print(f"M = {num_groups:<2} K = {64 // num_groups:<2} SNR in m {ratio:.1f}")
+    print(f"M = {num_groups:<2} K = {64 // num_groups:<2} SNR in m {ratio:.2f}")
 
 # %% [markdown] jupyter={"source_hidden": true} tags=["solution", "hide-cell"]
 # <details><summary>What the study shows</summary>
 #
-# SNR ∝ √M / √K = 8 / K: for φ's plain gradient the best use of 64 draws is 64 ELBOs, for θ's it is one $\mathcal{L}_{64}$. A compromise in between serves two masters; DReG or RWS serve both.
+# By (14.9) SNR ∝ √M / √K = 8 / K, at large $K$: a quarter for each row, as the last two show (the signal falls faster at first). For φ's plain gradient the best use of 64 draws is 64 ELBOs, for θ's it is one $\mathcal{L}_{64}$. A compromise in between serves two masters; DReG or RWS serve both.
 #
 # </details>
