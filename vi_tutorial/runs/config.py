@@ -52,11 +52,11 @@ class Config:
             that sticks the landing; the importance-weighted bound, or that with the doubly reparameterised gradient.
         num_samples: K draws per datapoint and step.
         batch_size: B, of all processes together.
-        epochs: Passes over the data; the ``stages`` are 3,280.
+        epochs: Passes over the data; 3,280 in Burda, Grosse & Salakhutdinov (2016).
         minutes: Stop after so long, if that is sooner.
         learning_rate: Of Adam, at the start.
-        schedule: ``constant``, or the eight stages of Burda, Grosse & Salakhutdinov (2016): stage i, of 3^i epochs, at
-            the rate times 10^(−i/7).
+        schedule: ``constant``, or the eight ``stages`` of the same authors: stage i, from 0, takes a share of the
+            epochs proportional to 3^i, at the rate times 10^(−i/7).
         seed: Of the weights, the order and the noise.
         precision: Of the networks' products; ``bfloat16`` keeps weights, densities and sums in float32.
         compile: Whether to try ``torch.compile``.
@@ -156,7 +156,8 @@ def claim(config: Config, folder: Path, resume: bool) -> None:
         before = read(folder)
         for field in fields(Config):
             asked, had = getattr(config, field.name), getattr(before, field.name)
-            if asked != had and field.name not in MAY_CHANGE:
+            fixed = field.name not in MAY_CHANGE or (field.name == "epochs" and config.schedule == "stages")
+            if asked != had and fixed:
                 raise RunError(f"{field.name} must be that of the run in {folder}, {had}; received {asked}")
     elif resume:
         raise RunError(f"{folder} holds no run to go on with: start one without --resume")

@@ -132,12 +132,13 @@ class Trainer:
         whole, rest = divmod(len(self.rows.train), self.config.batch_size)
         return max(1, whole + (rest >= self.place.world and rest > 0))
 
-    def learning_rate(self, epoch: int) -> float:
-        """Of this epoch."""
+    def learning_rate(self, step: int) -> float:
+        """Of this step."""
         if self.config.schedule == "constant":
             return self.config.learning_rate
-        stage = next((i for i in range(STAGES) if epoch < (3 ** (i + 1) - 1) // 2), STAGES - 1)
-        return self.config.learning_rate * 10 ** (-stage / 7)
+        share = step / (self.config.epochs * self.num_minibatches())
+        stage = next(i for i in range(STAGES) if i == STAGES - 1 or share < (3 ** (i + 1) - 1) / (3**STAGES - 1))
+        return self.config.learning_rate * 10 ** (-stage / (STAGES - 1))
 
     def run(self, stopped: Callable[[], bool]) -> dict[str, float]:
         """From here to the end of the last epoch, unless ``stopped()`` or out of time."""
@@ -147,8 +148,6 @@ class Trainer:
             started = time.perf_counter() - self.seconds
             saved = time.perf_counter()
             while self.epoch < self.config.epochs:
-                for group in self.optimiser.param_groups:
-                    group["lr"] = self.learning_rate(self.epoch)
                 before, first = time.perf_counter(), self.done
                 for number, batch in enumerate(self.minibatches(self.epoch)):
                     if number < self.done:  # before the checkpoint
@@ -176,6 +175,8 @@ class Trainer:
         raw = self.rows.train[share.to(self.rows.train.device)].to(self.place.device)
         x = prepare(self.config, self.rows.high, raw)
         whole = len(batch) == self.config.batch_size
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(self.step)
         self.optimiser.zero_grad(set_to_none=True)
         try:
             bound = (forward if whole else self.forward)(x).sum()

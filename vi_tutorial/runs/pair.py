@@ -35,6 +35,7 @@ from vi_tutorial.runs.config import Config, RunError, read
 __all__ = ["Pair", "Rows", "Run", "build", "default_dtype", "load", "prepare", "rows"]
 
 COMPONENTS = 5
+ROWS_FOR_MEANS = 10_000
 COUNTS = ("binomial", "discretised-logistic")
 BOUNDS: dict[str, Callable[[LatentVariableModel, nn.Module, Tensor, int], Tensor]] = {
     "elbo": lambda model, q, x, k: elbo.elbo(elbo.draw(model.given(x), q(x), k).log_weight),
@@ -223,7 +224,16 @@ def _model(config: Config, found: Rows) -> LatentVariableModel:
         network = convolutional_decoder(config.latents, _side(config, dim), head.num_outputs(dim), config.hidden)
     else:
         network = mlp(config.latents, *reversed(config.hidden), head.num_outputs(dim))
+        if config.likelihood == "bernoulli":
+            _start_at_the_mean(network[-1], config, found)
     return LatentVariableModel(standard_normal(config.latents), head(_in_precision(config, network), dim, *arguments))
+
+
+def _start_at_the_mean(layer: nn.Module, config: Config, found: Rows) -> None:
+    """The logits of the pixels' means as biases, from the first rows, as Burda et al. (2016) start."""
+    assert isinstance(layer, nn.Linear)
+    x = prepare(config, found.high, found.train[:ROWS_FOR_MEANS], torch.Generator().manual_seed(config.seed))
+    layer.bias.data = x.double().mean(0).clamp(0.001, 0.999).logit().to(config.dtype)
 
 
 def _posterior(config: Config, found: Rows) -> nn.Module:
