@@ -53,8 +53,8 @@ plots.chain("breaks")
 # ## A perfect bound, a blind gradient
 #
 # The example is chapter 12's: $p(z) = \mathcal{N}(0, 1)$, $p_\theta(x \mid z) = \mathcal{N}(z + \theta, 1)$ with $\theta = 0$, the observation $x = 2$, and
-# $q_\phi = \mathcal{N}(m, s^2)$ with $m = \frac12$, $s = 1$. The posterior is $\mathcal{N}(1, \frac12)$: $q$ stands too far left and is too wide. Clearly wrong in
-# one direction, then: $m$ should go up. A *batch* of equal copies of $(m, \log s, \theta)$, as in chapter 03, gives many independent gradients at once.
+# $q_\phi = \mathcal{N}(m, s^2)$ with $m = \frac12$, $s = 1$. The posterior is $\mathcal{N}(1, \frac12)$: $q$ stands too far left and is too wide. So
+# $m$ should go up. A *batch* of equal copies of $(m, \log s, \theta)$, as in chapter 03, gives many independent gradients at once.
 
 # %%
 x = torch.tensor(2.0)
@@ -303,8 +303,8 @@ words = "A filled bell leaves q at K = 1 and has become the posterior at K = 512
 plots.animate(scene, 10, words, name="chosen", figsize=(6.4, 3.2), interval_ms=500)
 
 # %% [markdown]
-# So the bound tightens because it secretly uses a better posterior approximation, one that knows the weights. Its own ELBO is even higher than $\mathcal{L}_K$: choosing is a random step that the bound still pays for. See Cremer, Morris & Duvenaud (2017)
-# and Domke & Sheldon (2018); here it is, in nats. The rival is a sentence that one reads now and then: that $\mathcal{L}_K$ *is* the ELBO of $q_K$. So we ask for a distance of a thousandth of a nat at least, for $K > 1$.
+# So the bound tightens because it secretly uses a better posterior approximation, one that knows the weights. Its own ELBO is even higher than $\mathcal{L}_K$: choosing is a random step that the bound still pays for. (Cremer, Morris & Duvenaud 2017;
+# Domke & Sheldon 2018.) Here it is, in nats. The rival is a sentence that one reads now and then: that $\mathcal{L}_K$ *is* the ELBO of $q_K$. So we ask for a distance of a thousandth of a nat at least, for $K > 1$.
 
 # %%
 sizes = (1, 2, 5, 20, 100)
@@ -671,7 +671,7 @@ checks.quadrature(
     tolerance=0.06,
 )
 
-# %% mystnb={"image": {"alt": "Signal-to-noise ratio against K from 16 to 1024 on logarithmic axes. The line for theta rises from about 6 to 45. DReG's line for phi rises in parallel below it. The plain gradient's line for phi falls below a tenth."}}
+# %% mystnb={"image": {"alt": "Signal-to-noise ratio against K from 16 to 1024 on logarithmic axes. The line for theta rises from about 6 to 45. DReG's line for phi rises in parallel below it. The plain gradient's line for phi falls from a tenth to a hundredth."}}
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 3))
     colours = (plots.COLOURS.theta, plots.COLOURS.q, plots.COLOURS.accent)
