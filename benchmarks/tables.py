@@ -2,8 +2,8 @@
 
 MNIST binarised anew at every visit; encoder and decoder tanh 200-200, 50 latents, minibatches of 20, Adam with
 ε = 1e-4, eight stages of falling rates, output biases at the logits of the pixels' means. Test images are binarised
-once, from a stated seed; NLL by importance samples on all of them. The full schedule has 3,280 epochs, 9.8 million steps
-a cell; a shorter one keeps the stages' proportions, and is named by its epochs.
+once, from a stated seed; NLL by importance samples on all of them. The full schedule has 3,280 epochs, 9.8 million
+steps a cell; a shorter one keeps the stages' proportions, and is named by its epochs.
 
     python benchmarks/tables.py --epochs 20 --folder runs/table1       # goes on with what it finds there
     python benchmarks/tables.py --epochs 20 --folder runs/table1 --cells iwae-50 dreg-50
