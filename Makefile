@@ -9,7 +9,7 @@ CHAPTERS ?=
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help run test lab check format execute clean install
+.PHONY: help run test lab check format execute bench clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -37,6 +37,10 @@ format: $(INSTALLED) ## format the code, and mend what the linter can mend
 
 execute: $(INSTALLED) ## authors: make the notebooks from notebooks/src and execute them
 	@$(PY) tools/execute.py $(CHAPTERS) --jobs $(JOBS)
+
+bench: $(INSTALLED) ## compare with the peers (installs them; about ten minutes; see benchmarks/README.md)
+	$(PY) -m pip install -c constraints.txt -e '.[bench]'
+	$(PY) benchmarks/peers.py
 
 clean: ## remove what was built; .venv and my_notebooks stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -149,7 +149,7 @@ def one_step(rank: int, world: int, folder: Path) -> None:
     with placed("cpu") as place:
         trainer = Trainer(config, folder, place)
         trainer.pair.bound = noiseless
-        trainer._take_step(trainer.forward, next(trainer.minibatches(0)), [False, rank == world - 1])
+        trainer._take_step(trainer.loss, next(trainer.minibatches(0)), [False, rank == world - 1])
         gradients = {name: p.grad for name, p in trainer.pair.named_parameters()}
         torch.save({"gradients": gradients, "total": trainer.total}, folder / f"{world}-{rank}.pt")
 
@@ -227,7 +227,7 @@ def test_everything_that_can_be_asked_for_learns(likelihood: str, posterior: str
     before = trainer.pair(x).mean()
     for epoch in range(4):
         for batch in trainer.minibatches(epoch):
-            trainer._take_step(trainer.forward, batch, [False, False])
+            trainer._take_step(trainer.loss, batch, [False, False])
     torch.manual_seed(0)
     assert trainer.pair(x).mean() > before + 0.5
 
@@ -241,7 +241,7 @@ def test_every_bound_learns(bound: str, posterior: str) -> None:
         with pytest.raises(NotImplementedError):
             trainer.pair(prepare(config, 16, trainer.rows.test))
         return
-    totals = [trainer._take_step(trainer.forward, batch, [False, False]) for batch in trainer.minibatches(0)]
+    totals = [trainer._take_step(trainer.loss, batch, [False, False]) for batch in trainer.minibatches(0)]
     assert len(totals) == 15
     assert trainer.total.isfinite()
 

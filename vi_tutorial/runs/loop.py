@@ -144,7 +144,7 @@ class Trainer:
         """From here to the end of the last epoch, unless ``stopped()`` or out of time."""
         if self.config.batch_size < self.place.world:
             raise RunError(f"batch_size must be at least {self.place.world}, one row for each process")
-        with self._quick() as forward, self._bar() as bar:
+        with self._quick() as loss, self._bar() as bar:
             started = time.perf_counter() - self.seconds
             saved = time.perf_counter()
             while self.epoch < self.config.epochs:
@@ -154,7 +154,7 @@ class Trainer:
                         continue
                     out_of_time = self.config.minutes is not None and self.seconds > 60 * self.config.minutes
                     wishes = [stopped() or out_of_time, time.perf_counter() - saved > self.config.save_seconds]
-                    stop, save = self._take_step(forward, batch, wishes)
+                    stop, save = self._take_step(loss, batch, wishes)
                     self.seconds = time.perf_counter() - started
                     bar.update()
                     if stop or save:
@@ -169,7 +169,11 @@ class Trainer:
             self.save()
         return self.last()
 
-    def _take_step(self, forward: Callable[[Tensor], Tensor], batch: Tensor, wishes: list[bool]) -> list[bool]:
+    def loss(self, x: Tensor) -> Tensor:
+        """The negative mean bound over this process's share of a minibatch."""
+        return -self.forward(x).mean()
+
+    def _take_step(self, loss: Callable[[Tensor], Tensor], batch: Tensor, wishes: list[bool]) -> list[bool]:
         """One step on this process's share of a minibatch; what any process wishes, all then do."""
         share = batch.tensor_split(self.place.world)[self.place.rank]
         raw = self.rows.train[share.to(self.rows.train.device)].to(self.place.device)
@@ -179,14 +183,16 @@ class Trainer:
             group["lr"] = self.learning_rate(self.step)
         self.optimiser.zero_grad(set_to_none=True)
         try:
-            bound = (forward if whole else self.forward)(x).sum()
-            # The processes' gradients are averaged: scaled so that the average is that of the mean over the minibatch.
-            (-bound * (self.place.world / len(batch))).backward()
+            value = (loss if whole else self.loss)(x)
+            # The processes' gradients are averaged: weighted so that all rows of the minibatch count alike.
+            weight = 1.0 if self.place.world == 1 else len(x) * self.place.world / len(batch)
+            (value if weight == 1 else value * weight).backward()
             self.optimiser.step()
+            bound = -value.detach() * len(x)
             if self.place.world == 1:
-                self.total += bound.detach()
+                self.total += bound
             else:
-                told = self.place.summed(torch.stack([bound.detach(), *(bound.new_tensor(float(w)) for w in wishes)]))
+                told = self.place.summed(torch.stack([bound, *(bound.new_tensor(float(wish)) for wish in wishes)]))
                 self.total += told[0]
                 wishes = [bool(number > 0) for number in told[1:]]
         except NotFiniteError as error:
@@ -203,31 +209,31 @@ class Trainer:
 
     @contextmanager
     def _quick(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The forward pass for whole minibatches: compiled, where asked for and where it can be.
+        """The loss of whole minibatches: compiled, where asked for and where it can be.
 
         Looking at values would cut what is compiled into pieces, so the first minibatch is checked as everywhere, and
         the later ones by their total.
         """
         if not self.config.compile:
-            yield self.forward
+            yield self.loss
             return
         validated = Distribution._validate_args
-        forward = self.forward
+        loss = self.loss
         with torch.random.fork_rng():
             raw = self.rows.train[: self.config.batch_size].to(self.place.device)
             x = prepare(self.config, self.rows.high, raw).tensor_split(self.place.world)[self.place.rank]
             self.pair(x)
             try:
                 Distribution.set_default_validate_args(False)
-                compiled = torch.compile(forward, dynamic=False)
-                compiled(x).sum().backward()
-                forward = compiled
+                compiled = torch.compile(loss, dynamic=False)
+                compiled(x).backward()
+                loss = compiled
             except Exception as error:  # whatever a compiler may say
                 Distribution.set_default_validate_args(validated)
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=4)
         try:
-            yield forward
+            yield loss
         finally:
             Distribution.set_default_validate_args(validated)
 
