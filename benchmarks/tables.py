@@ -3,10 +3,10 @@
 MNIST binarised anew at every visit; encoder and decoder tanh 200-200, 50 latents, minibatches of 20, Adam with
 ε = 1e-4, eight stages of falling rates, output biases at the logits of the pixels' means. Test images are binarised
 once, from a stated seed; NLL by importance samples on all of them. The full schedule has 3,280 epochs, 9.8 million
-steps a cell; a shorter one keeps the stages' proportions, and is named by its epochs.
+steps a cell; a shorter run is its beginning, named by its epochs, and can be gone on with.
 
-    python benchmarks/tables.py --epochs 20 --folder runs/table1       # goes on with what it finds there
-    python benchmarks/tables.py --epochs 20 --folder runs/table1 --cells iwae-50 dreg-50
+    python benchmarks/tables.py --epochs 13 --folder runs/table1       # 13 epochs: the first three stages
+    python benchmarks/tables.py --epochs 40 --folder runs/table1 --cells iwae-50 dreg-50
 
 Each cell that is done goes into results/table1.json.
 """

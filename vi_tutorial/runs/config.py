@@ -55,8 +55,8 @@ class Config:
         epochs: Passes over the data; 3,280 in Burda, Grosse & Salakhutdinov (2016).
         minutes: Stop after so long, if that is sooner.
         learning_rate: Of Adam, at the start.
-        schedule: ``constant``, or the eight ``stages`` of the same authors: stage i, from 0, takes a share of the
-            epochs proportional to 3^i, at the rate times 10^(−i/7).
+        schedule: ``constant``, or the eight ``stages`` of the same authors: stage i, from 0, lasts 3^i epochs, at the
+            rate times 10^(−i/7).
         seed: Of the weights, the order and the noise.
         precision: Of the networks' products; ``bfloat16`` keeps weights, densities and sums in float32.
         compile: Whether to try ``torch.compile``.
@@ -156,8 +156,7 @@ def claim(config: Config, folder: Path, resume: bool) -> None:
         before = read(folder)
         for field in fields(Config):
             asked, had = getattr(config, field.name), getattr(before, field.name)
-            fixed = field.name not in MAY_CHANGE or (field.name == "epochs" and config.schedule == "stages")
-            if asked != had and fixed:
+            if asked != had and field.name not in MAY_CHANGE:
                 raise RunError(f"{field.name} must be that of the run in {folder}, {had}; received {asked}")
     elif resume:
         raise RunError(f"{folder} holds no run to go on with: start one without --resume")

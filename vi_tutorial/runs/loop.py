@@ -136,8 +136,8 @@ class Trainer:
         """Of this step."""
         if self.config.schedule == "constant":
             return self.config.learning_rate
-        share = step / (self.config.epochs * self.num_minibatches())
-        stage = next(i for i in range(STAGES) if i == STAGES - 1 or share < (3 ** (i + 1) - 1) / (3**STAGES - 1))
+        epoch = step // self.num_minibatches()
+        stage = next((i for i in range(STAGES) if epoch < (3 ** (i + 1) - 1) // 2), STAGES - 1)
         return self.config.learning_rate * 10 ** (-stage / (STAGES - 1))
 
     def run(self, stopped: Callable[[], bool]) -> dict[str, float]:
