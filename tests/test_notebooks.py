@@ -37,6 +37,7 @@ CLAIMS = {
     "14": 11,
     "16": 6,
     "18": 6,
+    "19": 4,
     "20": 5,
 }
 ELBO_LINE = "elbo(draw(model.given(x), q(x), num_samples).log_weight)"
