@@ -1,0 +1,648 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 17 · Discrete latents
+#
+# A digit is a seven or it is not. A word is one word out of fifty thousand. Where the latent is a *choice*, the trick that has carried every
+# chapter since the third stops: move φ a little, and the draw does not move a little. It stays, or it jumps.
+#
+# **How does one climb the ELBO when the draw has no derivative?** There are three answers: keep $\mathcal{L}$ and pay in noise, change
+# $\mathcal{L}$ into something smooth, or make a derivative up. To judge them we need the truth. So we build a VAE whose latent has only 256 states.
+# Everything about it is a sum: the ELBO, $\log p_\theta(x)$, the posterior, and the gradient.
+
+# %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of what breaks is lit."}}
+from vi_tutorial import plots
+
+plots.chain("breaks")
+
+# %% [markdown]
+# *Before this:* [chapter 03](03_gradients_from_samples.ipynb) (score function, pathwise, leave-one-out) and [chapter
+# 10](10_the_variational_autoencoder.ipynb) (the VAE); of [chapter 12](12_how_good_is_the_model.ipynb) the surgery of the KL term. *Reading time:* 30
+# minutes; the cells run in about half a minute.
+#
+# **You will be able to**
+#
+# - **compute** everything about a small discrete VAE exactly, by enumeration;
+# - **derive** the bias and the noise of a relaxation, and **say** why cold is noisy and warm is wrong;
+# - **recognise** an objective that looks like an ELBO and is not a bound;
+# - **read** a VQ-VAE's loss as an ELBO: what it is, what it is not, and what an unused code costs.
+
+# %%
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from scipy import integrate, stats
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Independent
+from torch.nn.functional import one_hot, softplus
+
+from vi_tutorial import checks, data, evaluation, families, models, training
+from vi_tutorial.distributions import bernoulli
+from vi_tutorial.elbo import draw, elbo, elbo_enumerated, elbo_leave_one_out, elbo_score_function
+from vi_tutorial.exercises import ch17
+from vi_tutorial.networks import BernoulliHead, mlp
+from vi_tutorial.objectives import relaxed_objective
+from vi_tutorial.softened import relaxed
+
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+_ = torch.manual_seed(0)
+
+# %% [markdown]
+# ## The line refuses
+#
+# The model: $L = 8$ fair coins as a prior, $p(z) = 2^{-8}$ for each $z \in \{0, 1\}^8$; a decoder with a hidden layer of 64 and Bernoulli pixels; an encoder
+# that gives eight logits, $q_\phi(z \mid x) = \prod_i \mathrm{Bernoulli}(z_i \mid p_i(x))$. Both are heads that you know. Only the latent is new.
+
+# %%
+digits = data.digits()
+train, test = ((counts >= 8).double() for counts in (digits.train, digits.test))
+D, L, num_samples = 64, 8, 4
+
+
+def new_vae(seed):
+    """A decoder for eight bits, and an encoder to eight logits."""
+    _ = torch.manual_seed(seed)
+    prior = families.Fixed(bernoulli, logits=torch.zeros(L))
+    return models.LatentVariableModel(prior, BernoulliHead(mlp(L, 64, D), D)), BernoulliHead(mlp(D, 64, L), L)
+
+
+model, q = new_vae(0)
+x = train[:100]
+try:
+    draw(model.given(x), q(x), num_samples)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# There is no `rsample`, and there cannot be one: a continuous function of φ whose values are 0 and 1 is constant. The log weight is as well defined as ever,
+#
+# $$
+# \mathcal{L} = \sum_{z} q_\phi(z \mid x) \, \big[ \log p_\theta(x, z) - \log q_\phi(z \mid x) \big], \tag{17.1}
+# $$
+#
+# and it is *smooth* in φ, since $q_\phi(z \mid x)$ is. Only the draw is not. With 256 states we need no draw. Decode every state once; then one matrix
+# product scores all digits against all states.
+
+# %%
+states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=L)))  # (256, 8)
+
+
+def log_joint_table(model, x):
+    """log p(x, z) for each digit and state, (N, 256)."""
+    pixels = model.likelihood.network(states)
+    return x @ pixels.T - softplus(pixels).sum(-1) - L * math.log(2)
+
+
+def log_q_table(logits):
+    """log q(z | x) for each digit and state, (N, 256), from logits (N, 8)."""
+    return logits @ states.T - softplus(logits).sum(-1, keepdim=True)
+
+
+def exact_elbo(model, x, logits):
+    log_q = log_q_table(logits)
+    return (log_q.exp() * (log_joint_table(model, x) - log_q)).sum(-1)  # (17.1)
+
+
+with torch.no_grad():
+    assert torch.allclose(exact_elbo(model, x, q.parameters_at(x)), elbo_enumerated(model.given(x), q(x)))
+
+# %% [markdown]
+# `elbo_enumerated` is the package's version, for any $q$ whose states can be listed. Before we lean on this sum, it meets somebody who does it the slow
+# way: Python loops over states and pixels, with probabilities in place of logits.
+
+# %%
+few = test[:3]
+with torch.no_grad():
+    logits = q.parameters_at(few)
+    p_code = q(few).mean.numpy()
+    p_pixel = {z: model.likelihood(torch.tensor(z)).mean.numpy() for z in itertools.product((0.0, 1.0), repeat=L)}
+
+
+def slowly(n, prior=0.5**L):
+    """The ELBO of digit n, by loops and products."""
+    total = 0.0
+    for z, pixels in p_pixel.items():
+        weight = math.prod(p if bit else 1 - p for bit, p in zip(z, p_code[n], strict=True))
+        likelihood = sum(math.log(p if on else 1 - p) for on, p in zip(few[n], pixels, strict=True))
+        total += weight * (likelihood + math.log(prior) - math.log(weight))
+    return total
+
+
+log_q, log_p = log_q_table(logits), log_joint_table(model, few)
+checks.enumeration(
+    "17.1a",
+    "𝓛 of three digits as a sum over 256 states = loops over states and pixels",
+    exact_elbo(model, few, logits),
+    [slowly(n) for n in range(3)],
+    wrong={
+        "the prior forgotten": [slowly(n, prior=1.0) for n in range(3)],
+        "a plain mean over the states": (log_p - log_q).mean(-1),
+        "the entropy subtracted": (log_q.exp() * (log_p + log_q)).sum(-1),
+    },
+)
+
+# %% [markdown]
+# So the exact ELBO can be trained by Adam, with no estimator at all. This is the standard that everything else will be held against. We take it far
+# enough to look at a posterior: 256 numbers, drawn as a square. Rows are the first four bits, columns the last four.
+
+# %%
+training.fit(
+    lambda x: exact_elbo(model, x, q.parameters_at(x)),
+    torch.optim.Adam([*model.parameters(), *q.parameters()], lr=1e-2),
+    train,
+    num_steps=400,
+    batch_size=100,
+    generator=torch.Generator().manual_seed(0),
+)
+_ = model.requires_grad_(False), q.requires_grad_(False)
+logits = q.parameters_at(test)
+log_joint, log_q = log_joint_table(model, test), log_q_table(logits)
+log_evidence = log_joint.logsumexp(-1)
+log_posterior = log_joint - log_evidence[:, None]
+divergence = (log_q.exp() * (log_q - log_posterior)).sum(-1)  # KL(q ‖ posterior), exact
+assert torch.allclose(divergence, log_evidence - exact_elbo(model, test, logits))
+shown = int(divergence.argmax())
+print(f"log p(x) held out {log_evidence.mean():.1f} nats; KL(q‖posterior): mean {divergence.mean():.1f}")
+print(f"the digit that q serves worst loses {divergence[shown]:.1f} nats")
+
+# %% mystnb={"image": {"alt": "Three panels. A digit of eight by eight pixels. A square of 256 cells, the exact posterior over the states, with its mass on a few separate cells. The same square for the encoder's product of eight coins: its mass lies on other cells, or on a pattern of rows times columns."}}
+with plots.style():
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7, 2.8), width_ratios=(0.7, 1, 1))
+    plots.images(test[shown : shown + 1], left, vmin=0, vmax=1, num_cols=1)
+    left.set_title("A digit")
+    for ax, table, title in ((middle, log_posterior, "Its posterior"), (right, log_q, "Eight coins")):
+        ax.imshow(table[shown].exp().reshape(16, 16).sqrt(), cmap="Purples", vmin=0, vmax=1)
+        ax.set(xlabel="bits 5 to 8", ylabel="bits 1 to 4", title=title, xticks=[], yticks=[])
+        ax.grid(visible=False)
+
+# %% [markdown]
+# (Shade: the square root of the probability.) This is the digit with the largest divergence, not a typical one. Independent coins cannot say "these
+# two bits together, or neither". That is the approximation gap of [chapter 08](08_one_posterior_per_datapoint.ipynb), and here each gap is exact. The best
+# coins for each digit are found by `best_in_family`, with (17.1) as its objective.
+
+
+# %%
+def ledger(model, q, x):
+    """The gap ledger of a VAE with eight bits, on data x."""
+    numbers = q.parameters_at(x).detach()
+    family = families.PerDatapoint(BernoulliHead(nn.Identity(), L), numbers.clamp(-12, 12))
+    table = log_joint_table(model, x).detach()
+
+    def objective(q):
+        log_q = log_q_table(q.base_dist.logits)
+        return (log_q.exp() * (table - log_q)).sum(-1)
+
+    value = exact_elbo(model, x, numbers).detach()
+    best = evaluation.best_in_family(objective, family, num_steps=20)
+    return evaluation.gap_ledger(value, torch.maximum(best, value), table.logsumexp(-1))
+
+
+exact_ledger = ledger(model, q, test)
+assert exact_ledger.amortisation_gap > 0 < exact_ledger.approximation_gap
+print(f"amortisation gap {exact_ledger.amortisation_gap:.1f}, approximation gap {exact_ledger.approximation_gap:.1f} nats")
+
+# %% [markdown]
+# ## First answer: keep 𝓛, pay in noise
+#
+# With 50,000 states, or $2^{100}$, nobody sums. [Chapter 03](03_gradients_from_samples.ipynb) had an estimator that never differentiates the draw, the **score function** (Williams 1992), and its
+# mended form, **leave one out** (RLOO; Kool, van Hoof & Welling 2019), in which each draw is compared with the mean of the others:
+#
+# $$
+# \nabla_\phi \mathcal{L} = \mathbb{E}_q\big[ \log w(z) \, \nabla_\phi \log q_\phi(z \mid x) \big], \qquad
+# \hat g = \frac1K \sum_{k=1}^{K} \Big( \log w_k - \frac{1}{K-1} \sum_{j \ne k} \log w_j \Big) \nabla_\phi \log q_\phi(z_k \mid x). \tag{17.2}
+# $$
+#
+# Both were proved unbiased there. The question is now a practical one: how loud are they on a real VAE? For a bit with logit $\ell_i$ the score is $z_i - p_i$. So the gradient in $\ell_i$ is
+# $\operatorname{Cov}_q(\log w, z_i)$, and with 256 states it can be written down, as can the *variance* of its estimators.
+#
+# The laboratory is a VAE after 150 exact steps, and twenty training digits. First the exact gradient. Its oracle differentiates nothing: it moves each logit by $\pm 10^{-5}$ and
+# asks the package's ELBO.
+
+# %%
+lab_model, lab_q = new_vae(1)
+training.fit(
+    lambda x: exact_elbo(lab_model, x, lab_q.parameters_at(x)),
+    torch.optim.Adam([*lab_model.parameters(), *lab_q.parameters()], lr=1e-2),
+    train,
+    num_steps=150,
+    batch_size=50,
+    generator=torch.Generator().manual_seed(1),
+)
+_ = lab_model.requires_grad_(False)
+lab_x = train[:20]
+lab_logits = lab_q.parameters_at(lab_x).detach()
+probability = lab_logits.sigmoid()
+q_all, log_w = (log_q_table(lab_logits).exp(), log_joint_table(lab_model, lab_x) - log_q_table(lab_logits))
+score = states - probability[:, None]  # (20, 256, 8)
+exact_gradient = torch.einsum("ns,ns,nsi->ni", q_all, log_w, score)
+
+# %%
+step = 1e-5
+moved = [
+    [
+        elbo_enumerated(lab_model.given(lab_x), bernoulli(lab_logits + side * step * one_hot(torch.tensor(i), L)))
+        for side in (1, -1)
+    ]
+    for i in range(L)
+]
+signal_only = torch.einsum("ns,ns,nsi->ni", q_all, log_w + log_q_table(lab_logits), score)
+checks.exact(
+    "17.1b",
+    "∇𝓛 in the logits of 20 digits: the covariance of log w and z = finite differences of 𝓛",
+    exact_gradient,
+    torch.stack([(up - down) / (2 * step) for up, down in moved], -1),
+    wrong={
+        "log q left out of the signal": signal_only,
+        "the gradient in p for that in the logit": exact_gradient / (probability * (1 - probability)),
+        "the mean over states of log w ∇log q": (log_w[..., None] * score).mean(1),
+    },
+    tolerance=1e-6,
+)
+
+# %% [markdown]
+# Now the estimators themselves, as the package has them, many times over for one digit. They ask for a log joint that is a function of $z$: ours looks the answer up in the table. We compare
+# means with the exact gradient, and for the score function the spread with its exact variance,
+# $\mathbb{E}_q[(\log w)^2 (z_i - p_i)^2] - (\partial \mathcal{L} / \partial \ell_i)^2$.
+
+# %%
+place = 2.0 ** torch.arange(L - 1, -1, -1)  # z as a binary number is its row in the table
+
+
+def gradients(estimator, n, num_samples, repeats):
+    """Independent estimates of the gradient for digit n, (repeats, 8)."""
+    table = log_joint_table(lab_model, lab_x[n : n + 1])[0]
+    logits = lab_logits[n].expand(repeats, L).clone().requires_grad_()
+    bound = estimator(lambda z: table[(z @ place).long()], bernoulli(logits), num_samples)
+    return torch.autograd.grad(bound.sum(), logits)[0]
+
+
+_ = torch.manual_seed(1)
+n = int(exact_gradient.norm(dim=-1).argmax())
+exact = exact_gradient[n]
+plain = gradients(elbo_score_function, n, num_samples=1, repeats=400_000)
+checks.monte_carlo(
+    "17.1c",
+    "score function, one draw: its mean = the exact gradient",
+    plain,
+    exact,
+    wrong={"log q left out of the signal": signal_only[n], "the sign": -exact},
+)
+mended = gradients(elbo_leave_one_out, n, num_samples=4, repeats=100_000)
+checks.monte_carlo(
+    "17.1d",
+    "leave one out, four draws: its mean = the exact gradient",
+    mended,
+    exact,
+    wrong={"the own sample in the baseline": 0.75 * exact, "log q left out of the signal": signal_only[n]},
+)
+second_moment = torch.einsum("s,s,si->i", q_all[n], log_w[n] ** 2, score[n] ** 2)
+checks.monte_carlo(
+    "17.1e",
+    "score function, one draw: its variance = the sum over 256 states",
+    (plain - exact) ** 2,
+    second_moment - exact**2,
+    wrong={
+        "the signal taken as constant, 𝓛² p(1 − p)": (q_all[n] @ log_w[n]) ** 2 * probability[n] * (1 - probability[n]),
+        "the variance of log w alone": ((q_all[n] @ log_w[n] ** 2) - (q_all[n] @ log_w[n]) ** 2).expand(L),
+    },
+)
+ratio = (plain.var(0).sum() / 4 / mended.var(0).sum()).item()
+assert ratio > 20
+print(f"at four draws each the plain score function has more than {10 * int(ratio / 10)} times the variance")
+
+# %% [markdown]
+# Most of the plain estimator's noise has nothing to do with the digit: $\log w$ is about $-20$ nats whatever $z$ is, and multiplies every score. Leave one out subtracts it. Three more draws buy
+# a baseline that would otherwise have to be learned. Later work adds control variates on top of RLOO (Shi, Zhou, Hwang, Titsias & Mackey 2022).
+#
+# ## Second answer: make the bit soft
+#
+# A biased coin is a comparison. With $u$ uniform, $z = 1$ exactly where $\ell + \log u - \log(1 - u) > 0$: the **Gumbel-max trick** for two states. The jump is in the comparison. So
+# replace it by a slope, with a **temperature** $\tau$ (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017):
+#
+# $$
+# \tilde z = \operatorname{sigmoid}\!\Big( \frac{\ell + \log u - \log(1 - u)}{\tau} \Big). \tag{17.3}
+# $$
+#
+# Now $\tilde z$ has a derivative, and for $\tau \to 0$ it is the bit. The decoder is fed $\tilde z$. But what does a decoder say at $z = 0.4$? Nothing in the model defines it. Take one bit of one held-out digit, hold the other seven at the
+# posterior's mode, and look at $f(z) = \log p_\theta(x \mid z)$ *between* its two values. Beside it a second decoder, $f(z) + c\, z(1 - z)$, which no discrete state can tell from the
+# first: the same model, the same ELBO, the same gradient.
+
+# %%
+mode, bit = states[log_posterior[shown].argmax()], 2
+c = -8.0
+
+
+def f(z):
+    """log p(x | z) with one bit of the digit's state at z, shape (K,), anywhere between 0 and 1."""
+    code = mode + (z - mode[bit])[:, None] * one_hot(torch.tensor(bit), L)
+    pixels = model.likelihood.network(code)
+    return (test[shown] * pixels - softplus(pixels)).sum(-1)
+
+
+def f_bent(z):
+    return f(z) + c * z * (1 - z)
+
+
+def slope(function, z):
+    z = z.detach().clone().requires_grad_()
+    return torch.autograd.grad(function(z).sum(), z)[0]
+
+
+logit = torch.tensor(-1.0)
+p = logit.sigmoid()
+ends = torch.tensor([0.0, 1.0])
+assert torch.equal(f(ends), f_bent(ends))
+true_slope = (p * (1 - p) * (f(ends)[1] - f(ends)[0])).item()
+
+# %% [markdown]
+# The true gradient of $\mathbb{E} f(z)$ in $\ell$ is $p(1-p)\,[f(1) - f(0)]$: two values, no slope. The relaxed one is an integral. Change variables in (17.3) from the noise to $\tilde z$ itself; with $\rho$ the density of logistic
+# noise,
+#
+# $$
+# \frac{\partial}{\partial \ell} \mathbb{E} f(\tilde z) = \int_0^1 f'(z)\, \rho(\tau \operatorname{logit} z - \ell)\, dz. \tag{17.4}
+# $$
+#
+# At $\tau = 0$ the density is the constant $\rho(\ell) = p(1 - p)$ and what is left is the truth. At any other temperature the slopes *inside* are weighted unevenly. Expanding in $\tau$, and doing the same for the second moment,
+#
+# $$
+# \text{bias} \approx \tau\, p(1-p)(2p - 1) \int_0^1 f'(z) \operatorname{logit} z\, dz, \qquad
+# \text{variance} \approx \frac{p(1-p)}{\tau} \int_0^1 f'(z)^2\, z (1 - z)\, dz. \tag{17.5}
+# $$
+#
+# **Warm is wrong, cold is noisy.** Bias goes to zero with $\tau$, and the variance has no limit. Both formulas meet draws that they do not know: (17.3) on an even grid of $u$, differentiated by autodiff.
+
+# %%
+u = (torch.arange(60_000) + 0.5) / 60_000
+
+
+def soft_gradients(function, temperature):
+    """∂f/∂ℓ for each u, by autodiff through (17.3)."""
+    many = logit.expand(len(u)).clone().requires_grad_()
+    z = ((many + u.log() - torch.log1p(-u)) / temperature).sigmoid()
+    return torch.autograd.grad(function(z).sum(), many)[0]
+
+
+def integral(integrand):
+    """Over z from 0 to 1, by SciPy."""
+    return integrate.quad(lambda z: integrand(torch.tensor([z])).item(), 0, 1, limit=200)[0]
+
+
+def density(noise):
+    return noise.sigmoid() * (-noise).sigmoid()
+
+
+temperatures = [2.0, 1.0, 0.5, 0.1]
+means = torch.stack([soft_gradients(f_bent, tau).mean() for tau in temperatures])
+checks.quadrature(
+    "17.2a",
+    "mean of the soft gradient at τ = 2, 1, ½, 0.1: an even grid of u = the integral (17.4)",
+    means,
+    [integral(lambda z, tau=tau: slope(f_bent, z) * density(tau * z.logit() - logit)) for tau in temperatures],
+    wrong={
+        "the true gradient: no bias": [true_slope] * 4,
+        "the noise density at z, not at its logit": [
+            integral(lambda z, tau=tau: slope(f_bent, z) * density(tau * z - logit)) for tau in temperatures
+        ],
+    },
+    tolerance=1e-4,
+)
+
+# %%
+cold = 0.02
+drawn = soft_gradients(f_bent, cold)
+lean = integral(lambda z: slope(f_bent, z) * z.logit())
+energy = integral(lambda z: slope(f_bent, z) ** 2 * z * (1 - z))
+spread = (p * (1 - p)).item()
+measured = torch.stack([(drawn.mean() - true_slope) / cold, cold * drawn.var()])
+checks.quadrature(
+    "17.2b",
+    "τ = 0.02: bias / τ and variance · τ of the soft gradient = the limits (17.5)",
+    measured,
+    [spread * (2 * p.item() - 1) * lean, spread * energy],
+    wrong={
+        "no bias, no variance at τ = 0": [0.0, 0.0],
+        "the bias without 2p − 1": [spread * lean, spread * energy],
+        "the slopes not squared": [spread * (2 * p.item() - 1) * lean, spread * integral(lambda z: slope(f_bent, z).abs() * z * (1 - z))],
+    },
+    tolerance=0.1,
+)
+
+# %%
+grid = torch.linspace(0, 1, 101)
+warmth = np.geomspace(0.05, 3, 25)
+curves = {name: [soft_gradients(g, tau).mean().item() for tau in warmth] for name, g in (("f", f), ("bent", f_bent))}
+assert abs(curves["bent"][0] - true_slope) < 0.2 * abs(curves["bent"][-1] - true_slope)
+print(f"true gradient {true_slope:.1f}; at τ = 3: {curves['f'][-1]:.1f} for f, {curves['bent'][-1]:.1f} for its twin")
+
+# %% mystnb={"image": {"alt": "Two panels. Left: two curves of the log likelihood against the value of one bit, equal at 0 and at 1 and different between. Right: the mean soft gradient of each against temperature on a logarithmic axis, with a horizontal line at the true gradient; both curves start near the line when cold and part from it and from each other when warm."}}
+with plots.style():
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2))
+    for g, colour, line in ((f, plots.COLOURS.p, "-"), (f_bent, plots.COLOURS.q, "--")):
+        left.plot(grid, g(grid), line, color=colour)
+    left.plot(ends, f(ends), "o", color=plots.COLOURS.evidence)
+    left.set(xlabel="value of the bit", ylabel="log p(x | z) (nats)", title="One model, two decoders")
+    for name, colour, line in (("f", plots.COLOURS.p, "-"), ("bent", plots.COLOURS.q, "--")):
+        right.semilogx(warmth, curves[name], line, color=colour)
+    right.axhline(true_slope, color=plots.COLOURS.evidence, linewidth=1.2)
+    right.annotate("the true gradient", (0.05, true_slope), xytext=(0, 4), textcoords="offset points")
+    right.set(xlabel="temperature τ", ylabel="mean soft gradient", title="Warm, they disagree")
+
+# %% [markdown]
+# The gradient of a discrete model depends on two heights. The relaxed gradient depends on a landscape that the model does not have. During training this cuts both ways: the decoder learns to be
+# sensible at soft values, because it sees little else, and then it is *used* at hard ones.
+#
+# The film lowers the temperature. On the left the density of $\tilde z$, on the right 300 gradients.
+
+# %% mystnb={"image": {"alt": "Fourteen frames. Left: the density of the soft bit; at high temperature a single hump, at low temperature two spikes at 0 and 1. Right: 300 gradients as dots; at high temperature a narrow cloud whose mean is off the line of the true gradient, at low temperature most dots at zero and a few far away, their mean near the line."}} tags=["nbval-ignore-output"]
+film = np.geomspace(3, 0.08, 14)
+inside = torch.linspace(0.002, 0.998, 400)
+order = torch.randperm(len(u), generator=torch.Generator().manual_seed(0))[:300]
+jitter = torch.rand(300, generator=torch.Generator().manual_seed(1))
+
+
+def scene(fig, index):
+    tau = float(film[index])
+    left, right = fig.subplots(1, 2)
+    soft = relaxed(Bernoulli(logits=logit), tau)
+    left.plot(inside, soft.log_prob(inside).exp(), color=plots.COLOURS.q)
+    left.set(xlabel="soft bit", ylabel="density", ylim=(0, 8), title=f"τ = {tau:.2f}")
+    every = soft_gradients(f_bent, tau)
+    right.plot(jitter, every[order], ".", color=plots.COLOURS.q, alpha=0.5)
+    right.axhline(true_slope, color=plots.COLOURS.evidence, label="true gradient")
+    right.axhline(every.mean(), color=plots.COLOURS.accent, linestyle="--", label="their mean")
+    right.set(ylabel="gradient", xticks=[], ylim=(-12, 12), title="300 gradients")
+    right.legend(loc="upper right")
+
+
+words = "The temperature falls: the soft bit becomes hard, the gradients lose their bias and gain noise."
+plots.animate(scene, len(film), words, name="temperature", figsize=(6.4, 3.2), interval_ms=450)
+
+# %% [markdown]
+# ## Third answer: make a derivative up
+#
+# **Straight-through** (Bengio, Léonard & Courville 2013) draws the hard bit, and on the way back pretends that it was $p$: $\partial z / \partial p := 1$. No temperature, and the decoder sees real states. In code it is a bit with an
+# `rsample`. And so the line runs.
+
+
+# %%
+class StraightThrough(Bernoulli):
+    """A hard bit with a made-up derivative: ∂z/∂p = 1."""
+
+    has_rsample = True
+
+    def made_up(self, z):
+        return torch.ones_like(z)
+
+    def rsample(self, sample_shape=()):
+        z = self.sample(torch.Size(sample_shape))
+        p = self.probs.expand_as(z)
+        return z + self.made_up(z) * (p - p.detach())  # the value of z, a slope in p
+
+
+class StraightThroughHead(BernoulliHead):
+    def distribution(self, numbers):
+        return Independent(StraightThrough(logits=numbers), 1)
+
+
+q_coins, q = q, StraightThroughHead(q.network, L)
+x, num_samples = test, 200
+value = elbo(draw(model.given(x), q(x), num_samples).log_weight)
+away = (value.mean() - exact_elbo(model, x, q.parameters_at(x)).mean()).abs()
+assert away < 0.1
+print(f"held-out 𝓛 by the line: {value.mean():.1f} nats; by enumeration: {exact_ledger.elbo:.1f}")
+q, num_samples = q_coins, 4
+
+# %% [markdown]
+# The *value* of the line is an honest estimate, as ever: its draws are draws of $q$. For the first time in this series its *gradient* is not the gradient of what it estimates. How wrong is it? For one bit the truth is $p(1-p)\,[f(1) - f(0)]$ and
+# straight-through gives, in the mean,
+#
+# $$
+# p(1-p) \, \big[ (1 - p) f'(0) + p f'(1) \big]. \tag{17.6}
+# $$
+#
+# It replaces a difference of heights by a mean of the slopes at the ends, *each weighted by how often we are there*. For a straight $f$ it is exact. For a parabola the difference is the plain average of the end slopes (the trapezoid rule), and so (17.6) is right only at
+# $p = \tfrac12$. This suggests the mend: weight the two ends evenly, by dividing by $2\,q(z)$,
+#
+# $$
+# \frac{\partial z}{\partial p} := \frac{1}{2\, q(z)}, \qquad \text{which gives} \quad p(1-p)\, \tfrac12 \big[ f'(0) + f'(1) \big]. \tag{17.7}
+# $$
+#
+# For one bit this is what **ReinMax** (Liu, Dong, Liu, Yu & Gao 2023) amounts to. They derive it for any number of states as a second-order rule for an ODE, with straight-through as the first-order one.
+
+
+# %%
+class ReinMax(StraightThrough):
+    """The same, with both ends weighted evenly (17.7)."""
+
+    def made_up(self, z):
+        p = self.probs.detach()
+        return 0.5 / torch.where(z == 1, p, 1 - p)
+
+
+def mean_gradient(bit, log_joint, logits, states, signal):
+    """The exact mean of a made-up gradient: every state, weighted by its probability."""
+
+    class EveryState(bit):
+        def sample(self, sample_shape=()):
+            return states[:, None].expand(-1, *self.batch_shape)
+
+    logits = logits.clone().requires_grad_()
+    draws = draw(log_joint, Independent(EveryState(logits=logits), 1), len(states))
+    total = (draws.log_q.exp().detach() * signal(draws)).sum()
+    return torch.autograd.grad(total, logits)[0]
+
+
+# %% [markdown]
+# To verify it, random *quadratic* functions of five bits, $f(z) = z^\top A z + b^\top z$. As $z_i^2 = z_i$, the expectation is a polynomial in $p$ that one can differentiate by hand:
+# $\partial\, \mathbb{E} f / \partial p_i = 2 \sum_{j \ne i} A_{ij} p_j + A_{ii} + b_i$. Straight-through gets $2 A_{ii} p_i$ in the place of $A_{ii}$, so it should miss by $A_{ii} (2 p_i - 1)$.
+
+# %%
+generator = torch.Generator().manual_seed(3)
+root, b = torch.randn(5, 5, generator=generator), torch.randn(5, generator=generator)
+A, five = (root + root.T) / 2, torch.randn(6, 5, generator=generator)  # six settings of the logits
+small_states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=5)))
+
+
+def quadratic(z):
+    return torch.einsum("...i,ij,...j->...", z, A, z) + z @ b
+
+
+p_five = five.sigmoid()
+chain = p_five * (1 - p_five)
+by_hand = chain * (2 * p_five @ (A - A.diag().diag()) + A.diag() + b)
+through, reinmax = (
+    mean_gradient(bit, quadratic, five, small_states, lambda draws: draws.log_joint) for bit in (StraightThrough, ReinMax)
+)
+at_the_mean = chain * (2 * p_five @ A + b)
+checks.enumeration(
+    "17.4a",
+    "ReinMax on quadratics of five bits: its mean over 32 states = the gradient by hand",
+    reinmax,
+    by_hand,
+    wrong={"straight-through": through, "the slope at the mean code": at_the_mean},
+)
+checks.enumeration(
+    "17.4b",
+    "straight-through on the same: it misses by p(1 − p) Aᵢᵢ (2p − 1)",
+    through - by_hand,
+    chain * A.diag() * (2 * p_five - 1),
+    wrong={"unbiased": torch.zeros_like(chain), "the other sign": chain * A.diag() * (1 - 2 * p_five)},
+)
+
+# %% [markdown]
+# ## All of them, on one VAE
+#
+# Back to the laboratory: twenty digits, four draws for each, the exact gradient known. The **bias** is the distance of an estimator's mean from the truth, the **noise** its standard deviation, both over all 160 logits and relative to the length of the true gradient. A decoder network is no
+# parabola, so ReinMax need not be unbiased here. Predict the order.
+
+# %%
+estimators = {
+    "score function": lambda model, x, logits: elbo_score_function(model.given(x), bernoulli(logits), 4),
+    "leave one out": lambda model, x, logits: elbo_leave_one_out(model.given(x), bernoulli(logits), 4),
+}
+for name, made_up in (("straight-through", StraightThrough), ("ReinMax", ReinMax)):
+    estimators[name] = lambda model, x, logits, made_up=made_up: elbo(
+        draw(model.given(x), Independent(made_up(logits=logits), 1), 4).log_weight
+    )
+soft_names = {f"Gumbel, τ = {tau:g}": tau for tau in (2, 1, 0.5, 0.25, 0.1)}
+for name, tau in soft_names.items():
+    estimators[name] = lambda model, x, logits, tau=tau: relaxed_objective(model, x, bernoulli(logits), float(tau), 4)
+
+repeats, unbiased = 400, ("score function", "leave one out")
+many_x = lab_x.expand(repeats, -1, -1).reshape(-1, D)
+bias, noise = {}, {}
+for name, estimator in estimators.items():
+    _ = torch.manual_seed(2)
+    logits = lab_logits.expand(repeats, -1, -1).reshape(-1, L).clone().requires_grad_()
+    (sample,) = torch.autograd.grad(estimator(lab_model, many_x, logits).sum(), logits)
+    sample = sample.reshape(repeats, -1)
+    off = (sample.mean(0) - exact_gradient.flatten()).square() - sample.var(0) / repeats  # less its Monte Carlo error
+    bias[name] = 0.0 if name in unbiased else (off.sum().clamp_min(0).sqrt() / exact_gradient.norm()).item()
+    noise[name] = (sample.var(0).sum().sqrt() / exact_gradient.norm()).item()
+
+# %%
+for name, made_up in (("straight-through", StraightThrough), ("ReinMax", ReinMax)):
+    mean = mean_gradient(made_up, lab_model.given(lab_x), lab_logits, states, lambda draws: draws.log_weight)
+    bias[name] = ((mean - exact_gradient).norm() / exact_gradient.norm()).item()  # by enumeration
+soft_bias, soft_noise = ([values[name] for name in soft_names] for values in (bias, noise))
+checks.inequality(
+    "17.2c",
+    "eight bits, τ = 2, 1, ½, ¼, 0.1: the bias falls from each to the next, the noise rises",
+    [*soft_bias[1:], *soft_noise[:-1]],
+    [*soft_bias[:-1], *soft_noise[1:]],
+    wrong={"cold for warm": [*soft_bias[:-1], *soft_noise[1:]][::-1]},
+)
+assert bias["ReinMax"] < bias["straight-through"] < bias["Gumbel, τ = 2"]
+assert noise["score function"] > 5 * noise["leave one out"]
+for name in bias:
+    print(f"{name:<17} bias {100 * bias[name]:4.0f} %   noise {100 * noise[name]:6.0f} %")
