@@ -134,8 +134,69 @@ def test_the_planar_flow_of_the_benchmark_has_the_density_of_its_draws(monkeypat
         flow.log_prob(torch.zeros(1, 2).double())
 
 
+def test_the_table_of_collapses_is_the_stored_result() -> None:
+    report = collapse()
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert len(report["rows"]) == 70
+    for problem, kinds in report["summary"].items():
+        for kind, stored in kinds.items():
+            rows = [row for row in report["rows"] if row["problem"] == problem and row["kind"] == kind]
+            cells = []
+            for name in ("rate", "elbo", "log_evidence", "active", "accuracy"):
+                numbers = np.array([row[name] for row in rows])
+                assert np.allclose([numbers.mean(), numbers.std(ddof=1)], [stored[name]["mean"], stored[name]["sd"]])
+                cells.append(f"{stored[name]['mean']:.2f} ± {stored[name]['sd']:.2f}")
+            where = "fixed σ" if problem == "variance" else "strong decoder"
+            assert f"| {where} | {kind} | {' | '.join(cells)} |" in text
+    worst = [row["effective_samples"] for row in report["rows"] if row["kind"] == "β = 0.05"]
+    assert max(worst) < 10
+
+
+def test_chapter_15_quotes_the_stored_collapses() -> None:
+    text = (FOLDER.parent / "notebooks" / "src" / "15_posterior_collapse.py").read_text(encoding="utf-8")
+    prose = " ".join(text.replace("\n#", " ").split()).replace("−", "-")
+    variance, decoder = (
+        {kind: {name: value["mean"] for name, value in row.items()} for kind, row in kinds.items()}
+        for kinds in collapse()["summary"].values()
+    )
+    objectives = ("free bits", "normalised means", "β = 0.05")
+    said = [f"{variance[kind]['rate']:.1f}" for kind in objectives]
+    assert f"rates of {said[0]}, {said[1]} and {said[2]} nats" in prose
+    told = [f"{100 * variance[kind]['accuracy']:.0f}" for kind in objectives]
+    assert f"in {told[0]}, {told[1]} and {told[2]} % of the cases" in prose
+    assert f"at a rate of {variance['annealing']['rate']:.2f} nats" in prose
+    base, learned = variance["no latent"]["log_evidence"], variance["σ learned"]
+    assert f"*without any latent*, {base:.2f}." in prose
+    assert f"{learned['log_evidence']:.1f} nats, {learned['log_evidence'] - base:.0f} nats more" in prose
+    assert f"with {100 * learned['accuracy']:.0f} % told" in prose
+    assert all(variance[kind]["log_evidence"] < base - 0.1 for kind in objectives)
+    log_p = {kind: f"{row['log_evidence']:.2f}" for kind, row in decoder.items()}
+    assert f"{log_p['strong decoder']}, against {log_p['no latent']} without latents" in prose
+    mended = ("annealing", "free bits", "normalised means")
+    assert f"normalised means: {', '.join(log_p[kind] for kind in mended)}." in prose
+    lower = [decoder["strong decoder"]["elbo"] - decoder[kind]["elbo"] for kind in mended]
+    assert 0.15 < min(lower) < max(lower) < 0.45
+    told = [f"{100 * decoder[kind]['accuracy']:.0f}" for kind in (*mended, "strong decoder", "weak decoder")]
+    assert f"in {told[0]}, {told[1]} and {told[2]} % of cases instead of {told[3]}" in prose
+    paid = decoder["no latent"]["log_evidence"] - decoder["weak decoder"]["log_evidence"]
+    assert f"weak decoder tells {told[4]} % and pays {paid:.1f} nats" in prose
+    assert f"here, at {decoder['annealing']['rate']:.1f} nats" in prose
+
+
+def test_the_context_of_the_benchmark_sees_earlier_pixels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    context = importlib.import_module("collapse").Earlier()
+    jacobian = torch.autograd.functional.jacobian(context, torch.rand(64, generator=torch.Generator().manual_seed(0)))
+    assert (jacobian.triu() == 0).all()
+    assert (jacobian.tril(-1) != 0).float().mean() > 0.3
+
+
 def richer() -> Any:
     return json.loads((FOLDER / "results" / "richer.json").read_text(encoding="utf-8"))
+
+
+def collapse() -> Any:
+    return json.loads((FOLDER / "results" / "collapse.json").read_text(encoding="utf-8"))
 
 
 def seeds(report: dict[str, Any], name: str, kind: str) -> list[float]:
