@@ -335,7 +335,7 @@ plots.animate(
 )
 
 # %% [markdown]
-# The rate of a drowning latent goes to zero continuously; its *slope* in $\log \sigma^2$ jumps, from $-\tfrac12$ to 0. One may call this a phase transition, and people do (a paper of 2025, arXiv:2510.01621, derives a threshold of this kind, decoder variance against the largest
+# The rate of a drowning latent goes to zero continuously; its *slope* in $\log \sigma^2$ jumps, from $-\tfrac12$ to 0. One may call this a phase transition, and people do (Li, Zhang, Zhang & Chen 2025 derive a threshold of this kind, decoder variance against the largest
 # eigenvalue, beyond linear VAEs; Hirn 2026 reads β-VAEs as pruning a spectrum). Here are the ten fits on the curves that (15.4) draws for the first, third, fifth and tenth latent.
 
 # %% mystnb={"image": {"alt": "Line chart, logarithmic horizontal axis: rate of four latents in nats against beta sigma squared. Each predicted curve falls in a straight line to zero and then stays there, the tenth latent first, the first one last, at 0.72. Dots, the optimiser's results at ten levels, lie on the curves."}}
@@ -785,7 +785,7 @@ if stored:
 # So *what do you want?* If it is the density, mend the likelihood, and count a latent that nothing needs as no loss. If it is a code, the ELBO never promised you one: it is indifferent between two models with one $p_\theta(x)$ and unequal codes. Then raise the rate, say so, and judge the code by what
 # it is for. (With fewer draws of code or another rule the last column changes; its order is the point.)
 #
-# Recent work draws the same picture of thresholds in wider settings: Wang & Ziyin (2022) for general linear latent-variable models, Ichikawa & Hukushima (2023) for linear VAEs in high dimension, with a β beyond which no amount of data helps, arXiv:2510.01621 and Hirn (2026) as above.
+# Recent work draws the same picture of thresholds in wider settings: Wang & Ziyin (2022) for general linear latent-variable models, Ichikawa & Hukushima (2023) for linear VAEs in high dimension, with a β beyond which no amount of data helps, Li et al. (2025) and Hirn (2026) as above.
 
 # %% [markdown]
 # ## Exercises
@@ -854,7 +854,7 @@ ch15.best_bound.check(best_bound)
 # - Wang, Blei & Cunningham (2021), *Posterior Collapse and Latent Variable Non-identifiability*, NeurIPS; arXiv:2301.00537.
 # - Bowman et al. (2016), *Generating Sentences from a Continuous Space*. Kingma et al. (2016), *Improved Variational Inference with Inverse Autoregressive Flow*: free bits. Zhu, Bi, Liu, Ma, Li & Wu (2020), *A Batch Normalized Inference Network Keeps the KL Vanishing Away*, ACL.
 # - Higgins et al. (2017), *beta-VAE*. Locatello et al. (2019), *Challenging Common Assumptions in the Unsupervised Learning of Disentangled Representations*, ICML; arXiv:1811.12359.
-# - Wang & Ziyin (2022), *Posterior Collapse of a Linear Latent Variable Model*, NeurIPS; arXiv:2205.04009. Ichikawa & Hukushima (2023), *High-dimensional Asymptotics of VAEs*, arXiv:2309.07663. *Posterior Collapse as a Phase Transition in Variational Autoencoders* (2025), arXiv:2510.01621. Hirn (2026), *Posterior Collapse as Automatic Spectral Pruning*, arXiv:2605.22691.
+# - Wang & Ziyin (2022), *Posterior Collapse of a Linear Latent Variable Model*, NeurIPS; arXiv:2205.04009. Ichikawa & Hukushima (2023), *High-dimensional Asymptotics of VAEs*, arXiv:2309.07663. Li, Zhang, Zhang & Chen (2025), *Posterior Collapse as a Phase Transition in Variational Autoencoders*, arXiv:2510.01621. Hirn (2026), *Posterior Collapse as Automatic Spectral Pruning*, arXiv:2605.22691.
 #
 # ### Next
 #

@@ -335,11 +335,11 @@ print(f"at four draws each the plain score function has more than {10 * int(rati
 #
 # Now $\tilde z$ has a derivative, and for $\tau \to 0$ it is the bit. The decoder is fed $\tilde z$. But what does a decoder say at $z = 0.4$? Nothing in the model defines it. Take one bit of one held-out digit, hold the other seven at the
 # posterior's mode, and look at $f(z) = \log p_\theta(x \mid z)$ *between* its two values. Beside it a second decoder, $f(z) + c\, z(1 - z)$, which no discrete state can tell from the
-# first: the same model, the same ELBO, the same gradient.
+# first: the same model, the same ELBO, the same gradient. (The bit is chosen: it has a hump.)
 
 # %%
-mode, bit = states[log_posterior[shown].argmax()], 2
-c = -8.0
+mode, bit = states[log_posterior[shown].argmax()], 3
+c = -14.0
 
 
 def f(z):
@@ -358,7 +358,7 @@ def slope(function, z):
     return torch.autograd.grad(function(z).sum(), z)[0]
 
 
-logit = torch.tensor(-1.0)
+logit = torch.tensor(2.0)
 p = logit.sigmoid()
 ends = torch.tensor([0.0, 1.0])
 assert torch.equal(f(ends), f_bent(ends))
@@ -382,7 +382,7 @@ true_slope = (p * (1 - p) * (f(ends)[1] - f(ends)[0])).item()
 # **Warm is wrong, cold is noisy.** Bias goes to zero with $\tau$, and the variance has no limit. Both formulas meet draws that they do not know: (17.3) on an even grid of $u$, differentiated by autodiff.
 
 # %%
-u = (torch.arange(60_000) + 0.5) / 60_000
+u = (torch.arange(10_000) + 0.5) / 10_000
 
 
 def soft_gradients(function, temperature):
@@ -402,16 +402,16 @@ def density(noise):
 
 
 temperatures = [2.0, 1.0, 0.5, 0.1]
-means = torch.stack([soft_gradients(f_bent, tau).mean() for tau in temperatures])
+means = torch.stack([soft_gradients(f, tau).mean() for tau in temperatures])
 checks.quadrature(
     "17.2a",
     "mean of the soft gradient at τ = 2, 1, ½, 0.1: an even grid of u = the integral (17.4)",
     means,
-    [integral(lambda z, tau=tau: slope(f_bent, z) * density(tau * z.logit() - logit)) for tau in temperatures],
+    [integral(lambda z, tau=tau: slope(f, z) * density(tau * z.logit() - logit)) for tau in temperatures],
     wrong={
         "the true gradient: no bias": [true_slope] * 4,
         "the noise density at z, not at its logit": [
-            integral(lambda z, tau=tau: slope(f_bent, z) * density(tau * z - logit)) for tau in temperatures
+            integral(lambda z, tau=tau: slope(f, z) * density(tau * z - logit)) for tau in temperatures
         ],
     },
     tolerance=1e-4,
@@ -419,9 +419,9 @@ checks.quadrature(
 
 # %%
 cold = 0.02
-drawn = soft_gradients(f_bent, cold)
-lean = integral(lambda z: slope(f_bent, z) * z.logit())
-energy = integral(lambda z: slope(f_bent, z) ** 2 * z * (1 - z))
+drawn = soft_gradients(f, cold)
+lean = integral(lambda z: slope(f, z) * z.logit())
+energy = integral(lambda z: slope(f, z) ** 2 * z * (1 - z))
 spread = (p * (1 - p)).item()
 measured = torch.stack([(drawn.mean() - true_slope) / cold, cold * drawn.var()])
 checks.quadrature(
@@ -432,7 +432,7 @@ checks.quadrature(
     wrong={
         "no bias, no variance at τ = 0": [0.0, 0.0],
         "the bias without 2p − 1": [spread * lean, spread * energy],
-        "the slopes not squared": [spread * (2 * p.item() - 1) * lean, spread * integral(lambda z: slope(f_bent, z).abs() * z * (1 - z))],
+        "the slopes not squared": [spread * (2 * p.item() - 1) * lean, spread * integral(lambda z: slope(f, z).abs() * z * (1 - z))],
     },
     tolerance=0.1,
 )
@@ -441,8 +441,11 @@ checks.quadrature(
 grid = torch.linspace(0, 1, 101)
 warmth = np.geomspace(0.05, 3, 25)
 curves = {name: [soft_gradients(g, tau).mean().item() for tau in warmth] for name, g in (("f", f), ("bent", f_bent))}
-assert abs(curves["bent"][0] - true_slope) < 0.2 * abs(curves["bent"][-1] - true_slope)
-print(f"true gradient {true_slope:.1f}; at τ = 3: {curves['f'][-1]:.1f} for f, {curves['bent'][-1]:.1f} for its twin")
+assert all(abs(curve[0] - true_slope) < 0.2 * true_slope for curve in curves.values())
+at_one = [soft_gradients(g, 1.0).mean().item() for g in (f, f_bent)]
+assert abs(at_one[0]) < 0.1 * true_slope
+assert abs(at_one[1] - true_slope) < 0.1 * true_slope
+print(f"true gradient {true_slope:.2f}; soft, at τ = 1: {at_one[0]:.2f}, and {at_one[1]:.2f} for the twin")
 
 # %% mystnb={"image": {"alt": "Two panels. Left: two curves of the log likelihood against the value of one bit, equal at 0 and at 1 and different between. Right: the mean soft gradient of each against temperature on a logarithmic axis, with a horizontal line at the true gradient; both curves start near the line when cold and part from it and from each other when warm."}}
 with plots.style():
@@ -476,11 +479,11 @@ def scene(fig, index):
     soft = relaxed(Bernoulli(logits=logit), tau)
     left.plot(inside, soft.log_prob(inside).exp(), color=plots.COLOURS.q)
     left.set(xlabel="soft bit", ylabel="density", ylim=(0, 8), title=f"τ = {tau:.2f}")
-    every = soft_gradients(f_bent, tau)
+    every = soft_gradients(f, tau)
     right.plot(jitter, every[order], ".", color=plots.COLOURS.q, alpha=0.5)
     right.axhline(true_slope, color=plots.COLOURS.evidence, label="true gradient")
     right.axhline(every.mean(), color=plots.COLOURS.accent, linestyle="--", label="their mean")
-    right.set(ylabel="gradient", xticks=[], ylim=(-12, 12), title="300 gradients")
+    right.set(ylabel="gradient", xticks=[], ylim=(-3, 12), title="300 gradients")
     right.legend(loc="upper right")
 
 
@@ -640,9 +643,82 @@ checks.inequality(
     "eight bits, τ = 2, 1, ½, ¼, 0.1: the bias falls from each to the next, the noise rises",
     [*soft_bias[1:], *soft_noise[:-1]],
     [*soft_bias[:-1], *soft_noise[1:]],
-    wrong={"cold for warm": [*soft_bias[:-1], *soft_noise[1:]][::-1]},
+    wrong={"bias and noise exchanged": [*soft_noise[1:], *soft_bias[:-1]]},
 )
-assert bias["ReinMax"] < bias["straight-through"] < bias["Gumbel, τ = 2"]
-assert noise["score function"] > 5 * noise["leave one out"]
+assert bias["ReinMax"] < 0.5 < 1 < bias["straight-through"]
+assert noise["score function"] > 10 * noise["leave one out"]
 for name in bias:
     print(f"{name:<17} bias {100 * bias[name]:4.0f} %   noise {100 * noise[name]:6.0f} %")
+
+# %% mystnb={"image": {"alt": "Bar chart in two panels with nine estimators as rows. Left, bias as a percentage of the true gradient: none for the score function and leave one out, the longest bar for straight-through, a short one for ReinMax, and falling bars for Gumbel from temperature 2 to 0.1. Right, noise on a logarithmic axis: by far the longest bar for the score function, and rising bars for Gumbel as the temperature falls."}}
+with plots.style():
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6), sharey=True)
+    rows = np.arange(len(bias))
+    left.barh(rows, [100 * value for value in bias.values()], color=plots.COLOURS.q)
+    right.barh(rows, [100 * value for value in noise.values()], color=plots.COLOURS.p)
+    right.set_xscale("log")
+    left.set(yticks=rows, yticklabels=bias, xlabel="bias (% of the gradient)", title="What more draws do not mend")
+    right.set(xlabel="noise (% of the gradient)", title="What more draws do mend")
+    left.invert_yaxis()
+
+# %% [markdown]
+# Did you expect straight-through to be *worse than a gradient of zero*? A bias above 100 % is just that, on these digits and at this moment of training. The film's bit shows how: its end slopes are +20 and −5, and with $p = 0.88$ straight-through looks mostly at the second. On the other hand leave one out, the
+# plainest idea of all, has no bias and less noise than most of its rivals. Two warnings. A ranking at one moment of one model is no law. And bias need not be fatal: Adam only needs to be led roughly uphill. So train.
+#
+# Seven VAEs, two starts each, all with the same digits in the same order, the same number of steps and four draws a step; the first with the exact gradient. Every one is then *judged by enumeration*, on held-out digits.
+
+
+# %%
+def train_with(objective, seed, num_steps=200):
+    """A VAE trained with an objective of (model, x, logits); returns the model and its encoder."""
+    model, q = new_vae(seed)
+    training.fit(
+        lambda x: objective(model, x, q.parameters_at(x)),
+        torch.optim.Adam([*model.parameters(), *q.parameters()], lr=1e-2),
+        train,
+        num_steps=num_steps,
+        batch_size=50,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    _ = model.requires_grad_(False), q.requires_grad_(False)
+    return model, q
+
+
+competitors = {"exact": exact_elbo} | {
+    name: estimators[name]
+    for name in ("score function", "leave one out", "straight-through", "ReinMax", "Gumbel, τ = 1", "Gumbel, τ = 0.1")
+}
+trained = {(name, seed): train_with(objective, seed) for name, objective in competitors.items() for seed in (0, 1)}
+
+# %% [markdown]
+# ## An objective that is not a bound
+#
+# Before the table, a look at what the relaxed runs *reported*. `relaxed_objective` is the usual implementation: the log likelihood at soft draws, minus the KL divergence of the *hard* distributions (there it has a closed form). Its value is in nats, it goes up during training, it looks like an ELBO.
+
+# %%
+scores, reported = {}, {}
+for (name, seed), (model, q) in trained.items():
+    logits = q.parameters_at(test)
+    scores[name, seed] = exact_elbo(model, test, logits), log_joint_table(model, test).logsumexp(-1)
+    if name in soft_names:
+        _ = torch.manual_seed(0)
+        reported[name, seed] = relaxed_objective(model, test, q(test), float(soft_names[name]), 200)
+warm = [torch.stack([values["Gumbel, τ = 1", seed] for seed in (0, 1)]) for values in (reported,)][0]
+ours, evidence = (torch.stack([scores["Gumbel, τ = 1", seed][part] for seed in (0, 1)]) for part in (0, 1))
+checks.inequality(
+    "17.5",
+    "trained at τ = 1, two seeds, 299 held-out digits: 𝓛 ≤ log p(x) for each",
+    ours,
+    evidence,
+    wrong={"the relaxed objective reported as 𝓛": warm},
+    slack=1e-9,
+)
+above = (warm > evidence).double().mean().item()
+assert (warm.mean(-1) > evidence.mean(-1)).all()
+assert above > 0.6
+print("τ = 1, mean over digits and seeds:")
+print(f"ELBO {ours.mean():.1f}, log p(x) {evidence.mean():.1f}, relaxed objective {warm.mean():.1f} nats")
+
+# %% [markdown]
+# The relaxed objective stands *above* $\log p_\theta(x)$, and above the ELBO by more than a nat. No bound does that in its mean. A soft code can carry more than eight bits of information past a KL term that counts bits, and training finds out. (Maddison et al. relax the prior as well and use the density of $\tilde z$.
+# That is a bound again, on the evidence of *another* model, one with continuous latents.) So: train with what works, and **report (17.1), or its estimate by hard draws**.
