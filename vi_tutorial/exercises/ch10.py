@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.nn import functional
 
-from vi_tutorial.exercises import Exercise
+from vi_tutorial.exercises import Exercise, Verdict
 from vi_tutorial.networks import DiagonalNormalHead, FullNormalHead
 
 __all__ = ["completion", "kl_to_prior", "kl_weight", "numbers_to_know"]
@@ -28,7 +29,29 @@ def _numbers() -> tuple[float, float, float, float]:
     return at_prior, DiagonalNormalHead.num_outputs(10), FullNormalHead.num_outputs(10), narrow - wide
 
 
-numbers_to_know = Exercise(
+class _Recall(Exercise):
+    """An exercise of several numbers, which tells the parts that are wrong and does not give the answers away."""
+
+    def verdict(self, answer: Any) -> Verdict:
+        verdict = super().verdict(answer)
+        if verdict.status != "wrong" or "this is what one gets" in verdict.message:
+            return verdict
+        try:
+            numbers = [float(number) for number in answer]
+        except (TypeError, ValueError):
+            return verdict
+        right = self.oracle()
+        if len(numbers) != len(right):
+            return verdict
+        parts = [
+            part
+            for part, number, wanted in zip("abcd", numbers, right, strict=True)
+            if not abs(number - wanted) <= self.tolerance * max(1.0, abs(wanted))
+        ]
+        return Verdict("wrong", "not yet: " + ", ".join(f"({part}) is not right" for part in parts))
+
+
+numbers_to_know = _Recall(
     "10.E1",
     "KL of an encoder that returns the prior; outputs of a diagonal and of a full encoder, L = 10; "
     "what the KL gains when ten small widths are halved.",
@@ -39,6 +62,7 @@ numbers_to_know = Exercise(
         "a square matrix where a triangle is enough": lambda: (0, 20, 110, 10 * math.log(2)),
         "the means left out of the count": lambda: (0, 10, 55, 10 * math.log(2)),
         "bits where nats belong": lambda: (0, 20, 65, 10),
+        "log σ² where log σ belongs": lambda: (0, 20, 65, 20 * math.log(2)),
     },
     tolerance=1e-3,
 )
@@ -71,6 +95,12 @@ kl_weight = Exercise(
     {
         "the factor 2 forgotten": lambda s, d, n, a, b: s**2 * (n if b else 1) / (d if a else 1),
         "the scale where the variance belongs": lambda s, d, n, a, b: 2 * s * (n if b else 1) / (d if a else 1),
+        "the inverse of the weight: it multiplies the KL, not the squared error": lambda s, d, n, a, b: (
+            (d if a else 1) / (2 * s**2 * (n if b else 1))
+        ),
+        "the pixels multiplied by, where they divide": lambda s, d, n, a, b: (
+            2 * s**2 * (n if b else 1) * (d if a else 1)
+        ),
         "the average over pixels forgotten": lambda s, d, n, a, b: 2 * s**2 * (n if b else 1),
         "the average over latent dimensions forgotten": lambda s, d, n, a, b: 2 * s**2 / (d if a else 1),
         "the latent dimensions divided by, where they multiply": lambda s, d, n, a, b: (
@@ -161,15 +191,24 @@ def _completion(
     prior: float = 1.0,
     logits_averaged: bool = False,
     known: bool = True,
+    axis: int = -1,
+    normalised: bool = True,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     def complete(x: Tensor, observed: Tensor, logits: Tensor, log_prior: Tensor) -> Tensor:
         seen = mask(observed)
         table = _table((x * observed)[:, seen], logits[:, seen], prior * log_prior)
-        weight = functional.one_hot(table.argmax(-1), len(logits)).double() if mode else table.softmax(-1)
+        if not normalised:
+            table = table + functional.softplus(logits[:, seen]).sum(-1)
+        weight = functional.one_hot(table.argmax(-1), len(logits)).double() if mode else table.softmax(axis)
         on = torch.sigmoid(weight @ logits) if logits_averaged else weight @ torch.sigmoid(logits)
         return torch.where(observed, x, on) if known else on
 
     return complete
+
+
+def _completion_inverted(x: Tensor, observed: Tensor, logits: Tensor, log_prior: Tensor) -> Tensor:
+    """Seen and hidden pixels exchanged from the beginning to the end."""
+    return _completion()(x, ~observed, logits, log_prior)
 
 
 def _completion_case(seed: int, num_data: int, data_dim: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,6 +227,9 @@ completion = Exercise(
         "the single best z instead of the average over the posterior": _completion(mode=True),
         "the prior left out": _completion(prior=0.0),
         "the logits averaged, and squashed afterwards": _completion(logits_averaged=True),
+        "−log(1 + e^f) left out of the likelihood": _completion(normalised=False),
+        "the softmax over the images, where it belongs over the grid": _completion(axis=0),
+        "the mask inverted": _completion_inverted,
         "the prior alone: the observed pixels are not used": _completion(mask=torch.zeros_like),
     },
 )
