@@ -390,10 +390,9 @@ estimate = elbo(draw(model.given(x), q(x), num_samples).log_weight)
 print(f"{len(estimate)} bounds, one per digit; their mean is {estimate.mean():.1f} nats")
 
 # %% [markdown]
-# Is it the same bound as ours? Not draw for draw: the line estimates the KL too, from the same sample, by
-# $\log q_\phi(z \mid x) - \log p(z)$. Chapter 01 has shown that this can be the quieter choice. With a closed-form KL, as we
-# have it, the same weights and the same noise, we can demand equality digit by digit. The package knows none of our
-# formulas: its pixels are `torch.distributions.Bernoulli`, its KL is torch's.
+# Is it the same bound as ours? Not draw for draw: the line estimates the KL too, from the same sample. With a closed-form KL,
+# the same weights and the same noise, we can demand equality digit by digit. The package knows none of our formulas: its
+# pixels are `torch.distributions.Bernoulli`, its KL is torch's.
 #
 # And (10.7) itself? By definition the KL is a mean over $q$. So average $\log q - \log p$ over many draws. Among the wrong
 # answers is one that has been published, the average over latent dimensions, and one that is often asked about,
@@ -594,20 +593,18 @@ with plots.style():
 # %% [markdown]
 # None, and nearly a third of them. A single draw above $\log p_\theta(x)$ is no sign of a bug, and a test that forbids it is one. An
 # *expectation* above it is, or a mean above it by many standard errors: had we averaged the KL over the latent dimensions,
-# as a well-known tutorial once did (keras-io #270), the "bound" would have passed the evidence on nineteen digits of twenty, and the loss
-# curve would not have told.
+# as a well-known tutorial once did (keras-io #270), the "bound" would have passed the evidence on nineteen digits of twenty,
+# and the loss curve would not have told.
 #
 # ## Where are the nats?
 #
 # The last two lines show what a held-out ELBO alone cannot. From training to held-out digits the ELBO falls by more than a
 # nat. Of that the *model* loses some 0.7 nats, and the *bound* another 0.45. An ELBO on new data judges two networks at once.
 #
-# Who loses the nats of the gap? The **family**, in which $q$ is a normal distribution with independent coordinates and the
-# posterior need be neither? Or the **encoder**, which has to find the best member of the family in a single pass, for images
-# it has never seen? [Chapter 08](08_one_posterior_per_datapoint.ipynb) has the tool: hold θ, give each digit parameters of
-# its own, started at the encoder's answer, and climb. What the climb gains is the **amortisation gap**; what is then left, the
-# **approximation gap**. (The numbers differ from chapter 08's: there the
-# encoder learned for a decoder that stood still, here the two have learned together.) The richer family, with a full covariance,
+# Who loses the nats of the gap, the **family** of $q$ or the **encoder**? As in [chapter
+# 08](08_one_posterior_per_datapoint.ipynb), hold θ, give each digit parameters of its own, and climb. What the climb gains is the
+# **amortisation gap**; what is then left, the **approximation gap**. (The numbers differ from chapter 08's: there the encoder
+# learned for a decoder that stood still, here the two have learned together.) The richer family, with a full covariance,
 #
 # $$
 # q_\phi(z \mid x) = \mathcal{N}\big(z \mid \mu_\phi(x),\, C_\phi(x)\, C_\phi(x)^\top\big), \tag{10.8}
@@ -618,7 +615,7 @@ with plots.style():
 # nodes an axis; every gap below is scored with 16.
 #
 # A climb costs, so it is done for 50 digits of each kind. They serve for the *gaps* only: their mean evidence happens to be
-# the same, −19.47 and −19.48. What the *model* loses on new digits stands above, where all of them were asked.
+# nearly the same, −19.47 and −19.48. What the *model* loses on new digits stands above, where all of them were asked.
 
 # %%
 x = torch.cat([train[::30], test[::6]])  # 50 digits of each kind
@@ -660,10 +657,8 @@ checks.inequality(
 )
 
 # %% [markdown]
-# A climb that never descends, scored by its own objective, proves little. So the same again without any rule of Gauss: the
-# approximation gap is also $\mathrm{KL}(q^* \,\|\, p_\theta(z \mid x))$, which the grid can sum. And the start matters. Let the twenty full $q$
-# whose posteriors are least like a normal climb from the prior instead: some end on a lesser top, *behind* the diagonal
-# ones. That is the wrong answer of check 10.5c.
+# The same again without any rule of Gauss: the approximation gap is also $\mathrm{KL}(q^* \,\|\, p_\theta(z \mid x))$, which the grid can
+# sum. The wrong answer of check 10.5c lets twenty full $q$ climb from the prior: some end on a lesser top.
 
 # %%
 odd = (exact - best_full).argsort()[-20:]
@@ -719,11 +714,9 @@ with plots.style():
     ax.set_title("The gaps of 50 + 50 digits: the encoder loses more than the family")
 
 # %% [markdown]
-# In this VAE it was the encoder more than the family. A normal $q$ with independent coordinates, crude as it looks, could
-# come within 0.11 to 0.15 nats of the evidence on average; a full covariance would win about half of that. Typically the
-# encoder misses the best diagonal $q$ by 0.2 nats on training and by 0.3 on new digits (the medians). The held-out mean of
-# 0.99 ± 0.37 is carried by a few digits that it misses altogether, two of them for half of it. So the bars are honest means
-# of a long tail, and this is one seed of one small network.
+# In this VAE it was the encoder more than the family, as in chapter 08: the medians of the amortisation gap are 0.2 nats on
+# training and 0.3 on new digits, and the held-out mean of 0.99 ± 0.37 is carried by a few digits, two of them for half of it.
+# A full covariance would win about half of the small approximation gap. This is one seed of one small network.
 #
 # Two cautions. A climb finds *a* top: the approximation gap is at most too large, and the amortisation gap at most too small.
 # And who chose θ? It was trained together with a diagonal $q$, and may have learned to have posteriors that such a $q$ can fit
@@ -731,9 +724,9 @@ with plots.style():
 # the encoder is often what limits a VAE, and partly so because the decoder has accommodated the family.
 #
 # Averages hide, so look at four of the hundred. The exact posterior is indigo (50 % and 95 % of its mass), the encoder's
-# $q$ solid vermillion and the best diagonal $q$ dashed, each at two standard deviations. Above
-# each panel stand amortisation + approximation gap. The black bar is the same unit under another zoom, one standard
-# deviation of the prior.
+# $q$ solid vermillion and the best diagonal $q$ dashed, each at two standard deviations. Above each panel
+# stand amortisation + approximation gap. The black bar is the same unit under another zoom, one standard deviation of the
+# prior.
 
 # %% mystnb={"image": {"alt": "Four latent planes, each with the contours of an exact posterior and two ellipses. Typical: all three nearly agree. Tilted: the posterior is a slanted ellipse, the diagonal ones are upright; a dotted slanted one fits. Two peaks: both ellipses sit on one of two peaks. Missed: the encoder's ellipse lies far from the posterior, the dashed one on it. A bar in each panel shows one unit."}}
 gap, approximation = exact - at_encoder, exact - best_diagonal
@@ -1037,8 +1030,7 @@ with plots.style():
 #
 # So it is an ordinary VAE, $\beta = 1$, whose decoder says: *every pixel has a standard deviation of $\sqrt{1.54} = 1.24$*. Its last layer
 # is a tanh, so its greys run from −1 to 1: one standard deviation to either side covers more than the whole range. A
-# likelihood that tolerates so much will not insist on sharp edges. Change the size of the images, and the same 0.00025 means
-# another model.
+# likelihood that tolerates so much will not insist on sharp edges. In images of another size 0.00025 means another model.
 
 # %%
 log_likelihood, kl = vae(x, torch.zeros(100, 2))
