@@ -9,7 +9,7 @@ CHAPTERS ?=
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help run test lab check format execute bench clean install
+.PHONY: help run test lab check format execute bench student assignment clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -41,6 +41,12 @@ execute: $(INSTALLED) ## authors: make the notebooks from notebooks/src and exec
 bench: $(INSTALLED) ## compare with the peers (installs them; about ten minutes; see benchmarks/README.md)
 	$(PY) -m pip install -c constraints.txt -e '.[bench]'
 	$(PY) benchmarks/peers.py
+
+student: $(INSTALLED) ## the chapters without their solutions (build/student)
+	@$(PY) tools/course.py student $(CHAPTERS)
+
+assignment: $(INSTALLED) ## a course folder for nbgrader (build/course)
+	@$(PY) tools/course.py assignment $(CHAPTERS)
 
 clean: ## remove what was built; .venv and my_notebooks stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

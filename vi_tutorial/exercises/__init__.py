@@ -67,6 +67,40 @@ class Exercise:
         verdict = self.verdict(answer)
         publish(f"{self.id}  {verdict.message}", exercise={"id": self.id, "status": verdict.status})
 
+    def points(self, answer: Any, out_of: float = 1.0) -> float:
+        """Show the verdict, and score the answer by the share of the cases that come out right, for a grader.
+
+        Args:
+            answer: As for :meth:`check`.
+            out_of: The points of a right answer.
+
+        Returns:
+            From 0 to ``out_of``.
+
+        Raises:
+            NotImplementedError: If there is no answer yet, so that a grader which counts a cell that runs as a cell
+                that is right gives nothing for it.
+
+        Example:
+            >>> double = Exercise("01.E9", "Double x.", lambda x: x + x, ((2.0,), (3.0,)),
+            ...     {"the square": lambda x: x * x, "x itself": lambda x: x})
+            >>> double.points(lambda x: x**2, out_of=10)
+            01.E9  not yet: this is what one gets with the square
+            5.0
+        """
+        verdict = self.verdict(answer)
+        if verdict.status == "unanswered":
+            raise NotImplementedError(f"{self.id} {verdict.message}")
+        publish(f"{self.id}  {verdict.message}", exercise={"id": self.id, "status": verdict.status})
+        return out_of * sum(self._right(answer, index) for index in range(len(self.cases))) / len(self.cases)
+
+    def _right(self, answer: Any, index: int) -> bool:
+        try:
+            result = answer(*copy.deepcopy(self.cases[index])) if callable(answer) else answer
+        except Exception:
+            return False
+        return self._same(result, self.oracle, index)
+
     def verdict(self, answer: Any) -> Verdict:
         """The verdict on an answer, as :meth:`check` shows it."""
         function = answer if callable(answer) else lambda *_: answer
