@@ -785,7 +785,7 @@ if stored:
                 ax.plot(r, e, "o", markerfacecolor="white", color=plots.COLOURS.q)
                 ax.plot(r, p, "o", color=plots.COLOURS.evidence)
                 if r > 1:
-                    shift = {"free bits": 2, "normalised means": -9}.get(kind, -3)
+                    shift = {"free bits": 3, "normalised means": -17}.get(kind, -1)
                     ax.annotate(kind, (r, e), xytext=(5, shift), textcoords="offset points", fontsize=9)
             base = kinds["no latent"]["log_evidence"]["mean"]
             ax.axhline(base, color=plots.COLOURS.evidence, linestyle=":", linewidth=1)
