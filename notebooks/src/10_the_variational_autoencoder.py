@@ -406,7 +406,7 @@ z = mean + log_scale.exp() * epsilon  # the draw that our class has made
 by_package = model.likelihood(z).log_prob(x) - kl_divergence(q(x), model.prior())
 cross_entropy = binary_cross_entropy_with_logits(vae.decoder(z), x, reduction="none")
 checks.independent(
-    "10.1",
+    "10.6",
     "plain PyTorch and the package: the same bound for each of 100 digits",
     log_likelihood - kl,
     by_package,
@@ -423,7 +423,7 @@ with torch.no_grad():
     draws = draw(model.given(x), q(x), 1000)
 variance = (2 * log_scale).exp()
 checks.monte_carlo(
-    "10.2",
+    "10.1",
     "KL(q‖p) = Σ ½(μ² + σ² − 1 − 2 log σ), for each of 100 digits",
     draws.log_q - model.prior().log_prob(draws.z),
     0.5 * (mean**2 + variance - 1 - variance.log()).sum(-1),
@@ -532,7 +532,7 @@ for what, change in moved.items():
 from_prior = torch.randn(20000, 1, 2, generator=torch.Generator().manual_seed(3))
 log_joint = grid.log_prob + grid.log_evidence - 2 * math.log(grid.spacing)  # (G, N): log p(x, z)
 checks.monte_carlo(
-    "10.4a",
+    "10.2a",
     "p(x) on the grid = the mean of p(x|z) over 20,000 draws from the prior, for 10 digits",
     model.likelihood(from_prior).log_prob(some).exp(),
     log_p[::150].exp(),
@@ -543,7 +543,7 @@ checks.monte_carlo(
 )
 log_q = q(some).log_prob(grid.z[:, None])
 checks.quadrature(
-    "10.4b",
+    "10.2b",
     "𝓛 by Gauss–Hermite in each q's own coordinates = 𝓛 by one global grid, for 10 digits",
     bound[::150],
     (log_q.exp() * (log_joint - log_q)).sum(0) / 16**2,
@@ -564,7 +564,7 @@ kl = kl_divergence(q(train), model.prior())
 test_bound = expected_elbo(model, q, test)
 test_log_p = log_evidence(model, test)
 checks.inequality(
-    "10.4c",
+    "10.2c",
     "𝓛(x) ≤ log p(x) for each of 1,498 training and 299 held-out digits",
     torch.cat([bound, test_bound]),
     torch.cat([log_p, test_log_p]),
@@ -645,7 +645,7 @@ best_full, full_numbers = best_of(full_head, [torch.cat([diagonal_numbers, tilt]
 one_draw = elbo(draw(model.given(x), q(x), num_samples).log_weight)
 averaged = at_encoder + kl_divergence(q(x), model.prior()) / 2
 checks.inequality(
-    "10.5a",
+    "10.4a",
     "encoder ≤ best diagonal q ≤ best full q ≤ log p(x), for each of 100 digits",
     torch.stack([at_encoder, best_diagonal, best_full]),
     torch.stack([best_diagonal, best_full, exact]),
@@ -658,7 +658,7 @@ checks.inequality(
 
 # %% [markdown]
 # The same again without any rule of Gauss: the approximation gap is also $\mathrm{KL}(q^* \,\|\, p_\theta(z \mid x))$, which the grid can
-# sum. The wrong answer of check 10.5c lets twenty full $q$ climb from the prior: some end on a lesser top.
+# sum. The wrong answer of check 10.4c lets twenty full $q$ climb from the prior: some end on a lesser top.
 
 # %%
 odd = (exact - best_full).argsort()[-20:]
@@ -674,7 +674,7 @@ def kl_on_grid(p, log_posterior):
 
 
 checks.quadrature(
-    "10.5b",
+    "10.4b",
     "approximation gap log p(x) − 𝓛(q*) = KL(q* ‖ posterior), summed over the grid",
     torch.stack([exact - best_diagonal, exact - best_full]),
     torch.stack([kl_on_grid(member, log_posterior), kl_on_grid(tilted, log_posterior)]),
@@ -685,7 +685,7 @@ checks.quadrature(
     tolerance=2e-3,
 )
 checks.inequality(
-    "10.5c",
+    "10.4c",
     "same θ: the best full q is at least as near the posterior as the best diagonal q, for each of 100 digits",
     kl_on_grid(tilted, log_posterior),
     kl_on_grid(member, log_posterior),
@@ -809,7 +809,7 @@ _ = full_model.requires_grad_(False), full_q.requires_grad_(False)
 full_bound = expected_elbo(full_model, full_q, test)
 live = [test_log_p.mean(), test_bound.mean(), log_evidence(full_model, test).mean(), full_bound.mean()]
 checks.independent(
-    "10.6",
+    "10.8",
     "seed 0, held out: log p(x) and 𝓛 of both encoders are those that are stored",
     torch.stack(live),
     [row[0] for row in stored.values()],
@@ -878,7 +878,7 @@ def with_width(sigma):
 
 copying = -binary_cross_entropy_with_logits(vae.decoder(mean), x, reduction="none").sum(-1)
 checks.independent(
-    "10.7a",
+    "10.5a",
     "E_q log p(x|z) tends to the autoencoder's −cross entropy (at σ = 0.001, 100 digits)",
     with_width(1e-3)[0],
     copying,
@@ -889,7 +889,7 @@ checks.independent(
     tolerance=1e-4,
 )
 checks.exact(
-    "10.7b",
+    "10.5b",
     "KL + L log σ tends to ½(‖μ‖² − L): the KL diverges like −L log σ",
     with_width(1e-6)[1] + 2 * math.log(1e-6),
     0.5 * (mean.square().sum(-1) - 2),
@@ -1036,7 +1036,7 @@ with plots.style():
 log_likelihood, kl = vae(x, torch.zeros(100, 2))
 torch_loss = binary_cross_entropy_with_logits(vae.decoder(q(x).mean), x) + kl.mean()  # torch's default reduction
 checks.independent(
-    "10.8a",
+    "10.7a",
     "torch's mean cross entropy + KL is −1/D times the bound with β = D",
     torch_loss,
     -(log_likelihood - D * kl).mean() / D,
@@ -1061,7 +1061,7 @@ def gaussian(variance):
 
 
 checks.independent(
-    "10.8b",
+    "10.7b",
     "mean squared error + 0.00025 KL on 64×64×3 numbers = −w · ELBO with σ² = 1.54, up to a constant",
     difference,
     gaussian(weight * 12288 / 2),
