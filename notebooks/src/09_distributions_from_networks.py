@@ -22,8 +22,8 @@ from vi_tutorial import plots
 plots.chain("networks")
 
 # %% [markdown]
-# *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO $\mathcal{L}$) and [chapter 06](06_learning_theta_and_phi.ipynb) (learning θ
-# and φ together; probabilistic PCA). *Reading time:* 30 minutes.
+# *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO $\mathcal{L}$), [chapter 06](06_learning_theta_and_phi.ipynb) (learning θ
+# and φ together; probabilistic PCA) and [chapter 08](08_one_posterior_per_datapoint.ipynb) (encoders). *Reading time:* 30 minutes.
 #
 # **You will be able to**
 #
@@ -70,14 +70,14 @@ _ = torch.manual_seed(0)
 #
 # $$p_\theta(y \mid x) = \mathcal{N}\big(y \mid f_\theta(x),\; g_\theta(x)^2\big). \tag{09.1}$$
 #
-# Here $g$ is a standard deviation; some texts, and the post this series grew out of, write the variance there. Nothing is
+# Here $g$ is a standard deviation; some texts write the variance there. Nothing is
 # hidden in this model yet: no latent, so θ is learned by plain maximum likelihood. A network puts out any real numbers,
 # and a standard deviation is positive. So let the second output be its logarithm. That is the entire trick, and
 # the function below is all of it; the package's heads check shapes and sizes, and do no more.
 #
 # The rival is the usual regression: a network for the mean and one constant $\sigma$ for all, also learned. We
 # leave out every fifth wine in turn and score the left-out ones, in nats per wine. *Your guess: what is it worth to know
-# where one knows little? In how many of five splits does it help?*
+# where wines of one kind differ? In how many of five splits does it help?*
 
 
 # %%
@@ -157,7 +157,7 @@ assert (level + unit * pairs[0][0](two_wines).mean).round().flatten().tolist() =
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
     for ax, head, words in zip(
-        axes, pairs[0], ["One σ for all is wrong twice", "g(x) says where f knows little"], strict=True
+        axes, pairs[0], ["One σ for all is wrong twice", "g(x) says where like wines differ"], strict=True
     ):
         p = head(inputs)
         mean, half = (level + unit * p.mean)[:, 0], 1.645 * unit * p.stddev[:, 0]
@@ -169,12 +169,13 @@ with plots.style():
 
 # %% [markdown]
 # Same data, same hidden units. A 90 % band should miss one wine in ten. The constant band is wrong twice: it misses a fifth of
-# the wines with few flavanoids, and nearly none of the others. The second network has learned *where it does not know*. The
-# squared error could not ask for that, since it has no place for a spread.
+# the wines with few flavanoids, and nearly none of the others. The second network has learned *where wines with the same flavanoids differ*. The
+# squared error could not ask for that, since it has no place for a spread. Take care what the band does not say: right of 3.6 flavanoids there is hardly a wine, and it does not widen.
+# $g$ is the spread of the data, not the network's ignorance.
 #
 # ## A lookup table, and where the likeness ends
 #
-# One phrase is worth keeping from the post behind this series: the networks act a bit like lookup tables, an input goes in
+# A phrase one often hears: the networks act a bit like lookup tables, an input goes in
 # and the parameters of a distribution come out. How far does it go?
 #
 # - A **table** has $C$ cells. An input $x$ opens cell $c(x)$, and there lie a mean and a standard deviation that
@@ -430,7 +431,7 @@ with plots.style():
 
 # %% [markdown]
 # Does it matter? Take the plainest lookup table there is, the digit's label in and 64 logits out, and greys in the open
-# interval, $(\text{count} + \frac12)/17$. For both formulas the best entry is the logit whose *mean* is the mean grey of that
+# interval, $(\text{count} + \frac12)/17$. For both formulas the derivative of the mean score is (mean grey) − (mean of the distribution), so the best entry is the logit whose *mean* is the mean grey of that
 # label's images. But the means differ: the Bernoulli's is $\operatorname{sigmoid}(\ell)$, the continuous one's is not. *Guess before you run: after
 # division by its mass, is the BCE's table a good density?*
 
@@ -624,13 +625,13 @@ print(
 )
 
 # %% [markdown]
-# The story loses, by more than fifty nats a digit, or 0.8 per pixel; another seed moves that by a few nats. It even loses to the
+# The story loses, by more than fifty nats a digit, or 0.8 per pixel. It even loses to the
 # table above, which knows a label and nothing else (the label is worth at most $\log 10 = 2.3$ nats).
 #
 # Look at the last line. The Binomial has one number per pixel, and that number fixes the spread too: a standard deviation of at
 # most $\sqrt{16}/2 = 2$ grains, reached at $p = \frac12$. It assumes that, given $z$, the sixteen dots are inked
 # *independently*. Around the mean that the encoder's code stands for, the squared errors are five times what it
-# expects. The rounded Normal has a second number, and may say "0 or 16, I cannot tell".
+# expects. The rounded Normal has a second number, and may say "0 or 16, I cannot tell". (Whether it is this second number that wins, we have not tested on its own.)
 
 # %% mystnb={"image": {"alt": "Three rows of images: held-out digits in grey; samples of the Binomial VAE, smooth greys; samples of the rounded-Normal VAE, with more contrast and more noise. Below, bars of one pixel's probabilities at one z: the Binomial is a hump at low counts, the rounded Normal is spread evenly from 0 to 16 with high bars at both ends."}}
 with torch.no_grad():
@@ -648,7 +649,7 @@ assert sd["rounded Normal"][pixel] > 4
 with plots.style():
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 4.2), height_ratios=[1.2, 1])
     plots.images(sheet, top, vmin=0, vmax=16, num_cols=14, row_labels=["digits", "Binomial", "rounded N."])
-    top.set_title("The head with the noisier samples is the better distribution")
+    top.set_title("The head with the noisier samples is the better distribution; below, its widest pixel")
     for shift, (name, chances), colour_ in zip(
         (-0.2, 0.2), pmfs.items(), (plots.COLOURS.q, plots.COLOURS.p), strict=True
     ):
@@ -926,7 +927,7 @@ assert moments[2] / moments[0] ** 2 < 2
 # Half a nat per eruption, on eruptions it never saw, from one latent number.
 #
 # Now turn the non-linearity on, slowly. Take $f_t = (1 - t)\, f_{\text{straight}} + t\, f_{\text{curved}}$, and the noise between
-# the two in the same way. At $t = 0$ the density is exactly the Normal of (09.4a). Play it.
+# the two in the same way. At $t = 0$ the density is exactly the Normal of check 09.4a. Play it.
 
 # %% mystnb={"image": {"alt": "Thirteen frames. Left, the plane of standardised duration and waiting time with 272 eruptions in two clouds; a straight line with an elliptical density around it bends into an S-shaped curve, and the density breaks into two islands that cover the clouds. Right, the density of the waiting time turns from one hump, equal to the dashed Normal, into two."}} tags=["nbval-ignore-output"]
 f0, f1 = straight.likelihood(nodes), curved(nodes)
@@ -967,7 +968,7 @@ plots.animate(scene, 13, words, name="the non-linearity turned on", figsize=(6.8
 
 # %% [markdown]
 # The ellipse breaks in two. No parameter anywhere says "two clouds"; the decoder runs quickly through the gap, lingers
-# in the clouds, and where it lingers there is mass. This is what the post means by *a good thing*.
+# in the clouds, and where it lingers there is mass.
 #
 # ## Numbers at the edge
 #
@@ -1095,8 +1096,8 @@ print(
 # The density that is scored is not the one that is sampled, and the "ELBO" is a bound on nothing. The checker
 # `samples_match_density` needs only the distribution.
 #
-# Its companions have been in this chapter already: the mean over pixels where the sum belongs (09.1, 09.3), and the
-# cross entropy on greys (09.2). For that one the checker is `density_integrates_to_one`, and the model itself refuses.
+# Its companions have been in this chapter already: the mean over pixels where the sum belongs (the wrong answers of checks 09.1a and 09.3), and the
+# cross entropy on greys (of check 09.2a). For that one the checker is `density_integrates_to_one`, and the model itself refuses.
 
 
 # %%

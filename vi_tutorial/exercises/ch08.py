@@ -37,6 +37,7 @@ outgrown = Exercise(
         "the biases left out": lambda d, h, k: (d * h + 2 * k * h) // (2 * k) + 1,
         "a mean and no scale for each latent, in the table": lambda d, h, k: (d * h + h + 2 * k * h + 2 * k) // k + 1,
         "one output for each latent, in the network": lambda d, h, k: (d * h + h + k * h + k) // (2 * k) + 1,
+        "the hidden units without their biases": lambda d, h, k: (d * h + 2 * k * h + 2 * k) // (2 * k) + 1,
         "the largest N for which it has not yet": lambda d, h, k: (d * h + h + 2 * k * h + 2 * k) // (2 * k),
     },
 )
@@ -73,6 +74,7 @@ affine_encoder = Exercise(
         "the prior's precision left out: this is least squares": _affine(prior=0.0),
         "σ where σ² belongs": _affine(power=1),
         "the data not centred: c is not zero": _affine(centred=False),
+        "c = A b, with the wrong sign": lambda w, b, s: _affine()(w, -b, s),
         "the prior's precision subtracted": _affine(prior=-1.0),
     },
 )
@@ -124,6 +126,7 @@ amortisation_gap = Exercise(
             _mahalanobis,
             lambda scale, precision: scale**2 / torch.linalg.inv(precision).diagonal(dim1=-2, dim2=-1),
         ),
+        "the ½ forgotten": lambda m, s, pm, p: 2 * _gap(_mahalanobis, _by_precision)(m, s, pm, p),
         "the whole gap: the family's share has not been taken off": lambda m, s, pm, p: kl_divergence(
             MultivariateNormal(m, scale_tril=torch.diag_embed(s)), MultivariateNormal(pm, precision_matrix=p)
         ),
@@ -169,6 +172,9 @@ blind_gap = Exercise(
         "L not subtracted": lambda w, s, v: 0.5 * _ratio(w, s, v).diagonal().sum(),
         "the KL of two covariances: q keeps S, and only its mean errs": lambda w, s, v: (
             0.5 * (_ratio(w, s, v).diagonal().sum() - w.shape[1] - _ratio(w, s, v).logdet())
+        ),
+        "q = p(z | what is seen), which is wider than the best q": lambda w, s, v: (
+            _ratio(w, s, v).diagonal().sum() - w.shape[1] - 0.5 * _ratio(w, s, v).logdet()
         ),
         "what is seen and what is not exchanged": lambda w, s, v: (
             0.5 * (_ratio(w, s, ~v).diagonal().sum() - w.shape[1])
