@@ -649,13 +649,13 @@ assert sd["rounded Normal"][pixel] > 4
 with plots.style():
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 4.2), height_ratios=[1.2, 1])
     plots.images(sheet, top, vmin=0, vmax=16, num_cols=14, row_labels=["digits", "Binomial", "rounded N."])
-    top.set_title("The head with the noisier samples is the better distribution; below, its widest pixel")
+    top.set_title("The head with the noisier samples is the better distribution")
     for shift, (name, chances), colour_ in zip(
         (-0.2, 0.2), pmfs.items(), (plots.COLOURS.q, plots.COLOURS.p), strict=True
     ):
         bottom.bar(levels + shift, chances[:, pixel], width=0.4, color=colour_, label=name)
     bottom.set_xticks(range(0, 17, 2))
-    bottom.set(xlabel="count of one pixel, given one z", ylabel="probability")
+    bottom.set(xlabel="count of the pixel where the rounded Normal is widest, given one z", ylabel="probability")
     bottom.legend()
 
 # %% [markdown]
