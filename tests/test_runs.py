@@ -149,7 +149,7 @@ def one_step(rank: int, world: int, folder: Path) -> None:
     with placed("cpu") as place:
         trainer = Trainer(config, folder, place)
         trainer.pair.bound = noiseless
-        trainer._take_step(trainer.loss, next(trainer.minibatches(0)), [False, rank == world - 1])
+        trainer._take_step(trainer.climb, next(trainer.minibatches(0)), [False, rank == world - 1])
         gradients = {name: p.grad for name, p in trainer.pair.named_parameters()}
         torch.save({"gradients": gradients, "total": trainer.total}, folder / f"{world}-{rank}.pt")
 
@@ -227,7 +227,7 @@ def test_everything_that_can_be_asked_for_learns(likelihood: str, posterior: str
     before = trainer.pair(x).mean()
     for epoch in range(4):
         for batch in trainer.minibatches(epoch):
-            trainer._take_step(trainer.loss, batch, [False, False])
+            trainer._take_step(trainer.climb, batch, [False, False])
     torch.manual_seed(0)
     assert trainer.pair(x).mean() > before + 0.5
 
@@ -241,7 +241,7 @@ def test_every_bound_learns(bound: str, posterior: str) -> None:
         with pytest.raises(NotImplementedError):
             trainer.pair(prepare(config, 16, trainer.rows.test))
         return
-    totals = [trainer._take_step(trainer.loss, batch, [False, False]) for batch in trainer.minibatches(0)]
+    totals = [trainer._take_step(trainer.climb, batch, [False, False]) for batch in trainer.minibatches(0)]
     assert len(totals) == 15
     assert trainer.total.isfinite()
 
@@ -317,18 +317,23 @@ def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path, monkeypatch: 
     assert same(tmp_path / "a", tmp_path / "b")
 
 
-def test_compiled_in_one_piece_it_is_the_same_bound() -> None:
-    pair = Trainer(SMALL, Path("unused"), ALONE).pair
-    x = prepare(SMALL, 16, rows(SMALL).test)
-    torch.manual_seed(20240229)
-    eager = pair(x)
-    torch.manual_seed(20240229)
-    Distribution.set_default_validate_args(False)
-    try:
-        compiled = torch.compile(pair, fullgraph=True, backend="aot_eager")(x)  # traced, and run without a compiler
-    finally:
-        Distribution.set_default_validate_args(True)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_compiled_in_one_piece_it_is_the_same_bound_and_gradient(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(dataclasses.replace(SMALL, bound=bound, num_samples=3, compile=True), Path("unused"), ALONE)
+    x = prepare(SMALL, 16, trainer.rows.train[: SMALL.batch_size])
+    torch.manual_seed(0)
+    eager = trainer.climb(x)
+    wanted = [parameter.grad.clone() for parameter in trainer.pair.parameters()]
+    # Traced, and run without a compiler: then the random numbers are the same.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    with trainer._quick() as quick:
+        assert quick != trainer.climb
+        torch.manual_seed(0)
+        compiled = quick(x, 1.0)
+    assert Distribution._validate_args
     assert torch.allclose(eager, compiled, atol=1e-4)
+    for parameter, gradient in zip(trainer.pair.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-4)
 
 
 # --- What it was worth ----------------------------------------------------------------------------------------------

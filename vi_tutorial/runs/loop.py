@@ -11,12 +11,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.func import functional_call, grad_and_value
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
@@ -144,7 +146,7 @@ class Trainer:
         """From here to the end of the last epoch, unless ``stopped()`` or out of time."""
         if self.config.batch_size < self.place.world:
             raise RunError(f"batch_size must be at least {self.place.world}, one row for each process")
-        with self._quick() as loss, self._bar() as bar:
+        with self._quick() as climb, self._bar() as bar:
             started = time.perf_counter() - self.seconds
             saved = time.perf_counter()
             while self.epoch < self.config.epochs:
@@ -154,7 +156,7 @@ class Trainer:
                         continue
                     out_of_time = self.config.minutes is not None and self.seconds > 60 * self.config.minutes
                     wishes = [stopped() or out_of_time, time.perf_counter() - saved > self.config.save_seconds]
-                    stop, save = self._take_step(loss, batch, wishes)
+                    stop, save = self._take_step(climb, batch, wishes)
                     self.seconds = time.perf_counter() - started
                     bar.update()
                     if stop or save:
@@ -169,11 +171,13 @@ class Trainer:
             self.save()
         return self.last()
 
-    def loss(self, x: Tensor) -> Tensor:
-        """The negative mean bound over this process's share of a minibatch."""
-        return -self.forward(x).mean()
+    def climb(self, x: Tensor, weight: float = 1.0, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Leave the gradient of the weighted loss, the negative mean bound, in the parameters; return the loss."""
+        loss = -(forward or self.forward)(x).mean()
+        (loss if weight == 1 else loss * weight).backward()
+        return loss.detach()
 
-    def _take_step(self, loss: Callable[[Tensor], Tensor], batch: Tensor, wishes: list[bool]) -> list[bool]:
+    def _take_step(self, climb: Callable[[Tensor, float], Tensor], batch: Tensor, wishes: list[bool]) -> list[bool]:
         """One step on this process's share of a minibatch; what any process wishes, all then do."""
         share = batch.tensor_split(self.place.world)[self.place.rank]
         raw = self.rows.train[share.to(self.rows.train.device)].to(self.place.device)
@@ -183,12 +187,11 @@ class Trainer:
             group["lr"] = self.learning_rate(self.step)
         self.optimiser.zero_grad(set_to_none=True)
         try:
-            value = (loss if whole else self.loss)(x)
             # The processes' gradients are averaged: weighted so that all rows of the minibatch count alike.
-            weight = 1.0 if self.place.world == 1 else len(x) * self.place.world / len(batch)
-            (value if weight == 1 else value * weight).backward()
+            weight = len(x) * self.place.world / len(batch)
+            loss = (climb if whole else self.climb)(x, weight)
             self.optimiser.step()
-            bound = -value.detach() * len(x)
+            bound = -loss * len(x)
             if self.place.world == 1:
                 self.total += bound
             else:
@@ -208,34 +211,62 @@ class Trainer:
         return wishes
 
     @contextmanager
-    def _quick(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The loss of whole minibatches: compiled, where asked for and where it can be.
+    def _quick(self) -> Iterator[Callable[[Tensor, float], Tensor]]:
+        """:meth:`climb` for whole minibatches: compiled, where asked for and where it can be.
 
         Looking at values would cut what is compiled into pieces, so the first minibatch is checked as everywhere, and
         the later ones by their total.
         """
         if not self.config.compile:
-            yield self.loss
+            yield self.climb
             return
         validated = Distribution._validate_args
-        loss = self.loss
+        climb: Callable[[Tensor, float], Tensor] = self.climb
+        reason = ""
         with torch.random.fork_rng():
             raw = self.rows.train[: self.config.batch_size].to(self.place.device)
             x = prepare(self.config, self.rows.high, raw).tensor_split(self.place.world)[self.place.rank]
             self.pair(x)
-            try:
-                Distribution.set_default_validate_args(False)
-                compiled = torch.compile(loss, dynamic=False)
-                compiled(x).backward()
-                loss = compiled
-            except Exception as error:  # whatever a compiler may say
+            Distribution.set_default_validate_args(False)
+            for make in (self._in_one_graph, self._in_two_graphs):
+                try:
+                    compiled = make()
+                    compiled(x, 1.0)
+                    climb, reason = compiled, ""
+                    break
+                except Exception as error:  # whatever a compiler may say
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if reason:
                 Distribution.set_default_validate_args(validated)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=4)
         try:
-            yield loss
+            yield climb
         finally:
             Distribution.set_default_validate_args(validated)
+
+    def _in_one_graph(self) -> Callable[[Tensor, float], Tensor]:
+        """Bound and gradient compiled together; for one process, since nobody else is told of the gradient."""
+        if self.place.world > 1:
+            raise RuntimeError("one graph is for one process")
+        parameters: dict[str, Tensor] = dict(self.pair.named_parameters())
+
+        def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+            return -functional_call(self.pair, parameters, (x,)).mean()
+
+        compiled = torch.compile(grad_and_value(loss), dynamic=False)
+
+        def climb(x: Tensor, _weight: float) -> Tensor:
+            with torch.no_grad():
+                gradients, value = compiled(parameters, x)
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name]
+            return value  # the weight of the only share is one
+
+        return climb
+
+    def _in_two_graphs(self) -> Callable[[Tensor, float], Tensor]:
+        """The bound compiled, and its gradient after it."""
+        return partial(self.climb, forward=torch.compile(self.forward, dynamic=False))
 
     def _bar(self) -> tqdm:
         hidden = self.place.rank != 0 or os.environ.get("VI_TUTORIAL_PROGRESS") == "off"
