@@ -406,7 +406,7 @@ assert abs(held.log() - error[silent]) < 0.3
 assert found.pareto_k[silent] < 0.5
 
 # %% [markdown]
-# The posterior has two peaks, and the encoder covers the smaller one, with about a tenth of the mass. Where $q$ draws, the weights are even, so every diagnostic made of weights is happy. The
+# The posterior has two peaks, and the encoder covers the smaller one, with about a tenth of the mass. Where $q$ draws, no weight stands far above the others, so k̂ is content, and the effective sample size of 91 promises a standard error of a tenth; neither sees the peak that was missed. The
 # estimate is excellent, of a tenth of $p_\theta(x)$. No statistic of these draws can tell: they hold no trace of the other peak. We need a
 # method that does not begin where the encoder points.
 #
@@ -456,9 +456,9 @@ def move(log_likelihood, z, beta):
 def anneal(log_likelihood, z, beta):
     """Log weights of chains that start at z ~ p(z), by (12.5), and where they were at each stop."""
     log_weight, path = torch.zeros(z.shape[:-1]), [z]
-    for cooler, warmer in pairwise(beta):
-        log_weight = log_weight + (warmer - cooler) * log_likelihood(z)  # collect, at the old place
-        z = move(log_likelihood, z, warmer)  # then move
+    for lower, higher in pairwise(beta):
+        log_weight = log_weight + (higher - lower) * log_likelihood(z)  # collect, at the old place
+        z = move(log_likelihood, z, higher)  # then move
         path.append(z)
     return log_weight, path
 
@@ -552,7 +552,7 @@ checks.inequality(
 # ## From above: walk back
 #
 # An honest lower estimate alone cannot say how far it is from the truth. An upper one could: where the two meet, there is nothing left to doubt. Read (12.6) backwards. Start at an *exact* draw from the
-# posterior, move and then collect, warm to cool. The same ratios, turned over, now carry the normalised posterior back to the prior, and
+# posterior, move and then collect, from $\beta = 1$ down to 0. The same ratios, turned over, now carry the normalised posterior back to the prior, and
 #
 # $$
 # \mathbb{E}_{\text{reverse}}\Big[\frac1w\Big] = \frac{1}{p_\theta(x)}
@@ -570,9 +570,9 @@ checks.inequality(
 def walk_back(log_likelihood, z, beta):
     """Log weights of reverse chains that start at z, an exact draw from the posterior."""
     log_weight = torch.zeros(z.shape[:-1])
-    for warmer, cooler in pairwise(beta.flip(0)):
-        z = move(log_likelihood, z, warmer)  # move first
-        log_weight = log_weight + (warmer - cooler) * log_likelihood(z)  # then collect
+    for higher, lower in pairwise(beta.flip(0)):
+        z = move(log_likelihood, z, higher)  # move first
+        log_weight = log_weight + (higher - lower) * log_likelihood(z)  # then collect
     return log_weight
 
 
@@ -950,10 +950,10 @@ with plots.style():
 # The ink is right. The specks are not: the model tosses each pixel on its own, given $z$, and data do not. The *means* err on the other side: cleaner than any data. Whoever shows means as samples hides exactly the defect that this check finds.
 
 # %% [markdown]
-# ## The published table, and ours
+# ## The published table
 #
 # The usual yardstick is table 1 of Burda, Grosse & Salakhutdinov (2016): binarised MNIST, one stochastic layer of 50 latents, and for *every* row, whatever $K$ it was trained with, the same 5,000 draws
-# to score it. That is the one rule of this chapter that one can follow without a grid. Our runs of it live in `benchmarks/results/table1.json`. The table is printed row by row: a row without
+# to score it. That is the one rule of this chapter that one can follow without a grid. Runs of ours, once made, live in `benchmarks/results/table1.json`. The table is printed row by row: a row without
 # a result says so, and one that was cut short, or scored with another number of draws, says that. A reader of files is code like any other, so it is tried first on a file
 # that is not there, and on one with two rows that we have made up.
 
