@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -67,6 +68,9 @@ def placed(device: str) -> Iterator[Place]:
     if world == 1:
         yield Place(0, 1, torch.device(device if device != "auto" else "cuda" if gpu else "cpu"))
         return
+    # DistributedDataParallel imports this module; were the group there by then, its default arguments would keep the
+    # group, and with it threads that can abort a process as it ends.
+    importlib.import_module("torch.distributed.nn")
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(own)
