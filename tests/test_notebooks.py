@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -143,6 +145,19 @@ def test_it_was_executed_from_clean_in_order(notebook):
     code = [cell for _, cell in cells(notebook, "code")]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert any(cell.outputs for cell in code)
+
+
+def test_a_chapter_installs_the_package_where_it_is_missing(notebook):
+    address = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert cell.metadata["jupyter"]["source_hidden"]
+    source = cell.source.replace("from IPython import get_ipython\n", "")
+    calls = []
+    shell = SimpleNamespace(run_line_magic=lambda *call: calls.append(call))
+    exec(source, {"get_ipython": lambda: shell})
+    assert not calls
+    exec(source.replace('find_spec("vi_tutorial")', 'find_spec("not_there")'), {"get_ipython": lambda: shell})
+    assert calls == [("pip", f"install --quiet git+{address}")]
 
 
 def test_nothing_failed(notebook):

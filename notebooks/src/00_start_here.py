@@ -15,6 +15,14 @@
 #
 # The whole story is a chain of six links. Every chapter opens with it, and lights the link that it forges.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "Six boxes joined by arrows: KL divergence, ELBO lower bound, phi with the model known, theta with its form known, networks where the form is unknown, and what breaks and mends. None is lit."}}
 from vi_tutorial import plots
 

@@ -19,6 +19,14 @@
 # **What do we maximise when the posterior is out of reach, and why is it a bound?** The answer is one number, the
 # **ELBO**. Every later chapter of this series, up to the last network, comes back to the number that you meet on this page.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi with the model known, theta, networks, what breaks. The first two boxes, KL and ELBO, are lit."}}
 import math
 import random

@@ -17,6 +17,14 @@
 # computed: the posterior, the evidence, the ELBO and its maximum. So every loss has a formula, and every formula meets
 # an oracle. (Equations and checks are counted apart: check 02.8 is not about equation (02.8).)
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi with the model known, theta, networks, what breaks. The box of phi is lit."}}
 import math
 

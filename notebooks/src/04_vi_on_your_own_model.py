@@ -15,6 +15,14 @@
 #
 # **How do you get a variational posterior for any model you can write down, and how far may you believe it?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi with the model known, theta, networks, what breaks. The box of phi is lit."}}
 import math
 import textwrap

@@ -12,6 +12,14 @@
 # **From here on nobody tells us θ. There is an algorithm, named in 1977, that finds it without a gradient and without a
 # step size, and that never takes a step down. Why does it work?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% [markdown]
 # *Before this:* [chapter 01](01_the_elbo.ipynb) (the ELBO, the gap) and the idea of coordinate ascent from [chapter
 # 02](02_a_fixed_gaussian_joint.ipynb). *Reading time:* 40 minutes; the cells run in about fifteen seconds.

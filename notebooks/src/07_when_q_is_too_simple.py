@@ -12,6 +12,14 @@
 # **A poor $q$ gives a poor posterior. That much we expect. But the parameters of the model, do they suffer too? In
 # which direction, by how much, and does more data help?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series: six boxes joined by arrows, KL, ELBO, phi, theta, networks, what breaks. The fourth, theta with its form known, is lit."}}
 from vi_tutorial import plots
 

@@ -13,6 +13,14 @@
 # covariances. What does that cost? And when one network gives all of them in a single pass, what do we pay instead, and
 # who pays it?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series: six boxes joined by arrows, KL, ELBO, phi, theta, networks, what breaks. The fifth, networks with an unknown form, is lit."}}
 from vi_tutorial import plots
 

@@ -17,6 +17,14 @@
 # images, and how good a one?** We build it in twenty-two lines and watch it learn. Then we do what is seldom done with a VAE:
 # compute the *exact* $\log p_\theta(x)$ of every digit, and account for every nat that the bound loses.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of networks is lit."}}
 from vi_tutorial import plots
 

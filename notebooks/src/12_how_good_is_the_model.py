@@ -16,6 +16,14 @@
 # **How good is the model, then? How does one measure $\log p_\theta(x)$ where no grid can reach, how does one know the error of
 # the measurement, and what does even a perfect $\log p_\theta(x)$ not say?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of networks is lit."}}
 from vi_tutorial import plots
 

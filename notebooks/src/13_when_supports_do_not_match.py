@@ -12,6 +12,14 @@
 # **Where $q$ puts mass and the model has none, or the other way round, something breaks. What exactly: the bound, its gradient,
 # or the weights? And which remedy mends which?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series: six boxes joined by arrows, KL, ELBO, phi, theta, networks, what breaks. The last, what breaks and mends, is lit."}}
 from vi_tutorial import plots
 

@@ -14,6 +14,14 @@
 #
 # **Which latents die, who kills them, and which remedy mends what?** For a linear VAE we can answer to ten digits, with a formula. Then we go to digits, and put six remedies on one ledger.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of what breaks is lit."}}
 from vi_tutorial import plots
 

@@ -16,6 +16,14 @@
 # **What does a richer $q$ buy, what does a richer $p(z)$ buy, and how would we know?** We build each of them, put all on one ledger, with the same
 # decoder, the same digits and five seeds, and ask where the nats went.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of what breaks is lit."}}
 from vi_tutorial import plots
 

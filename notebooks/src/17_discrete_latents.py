@@ -16,6 +16,14 @@
 # $\mathcal{L}$ into something smooth, or make a derivative up. To judge them we need the truth. So we build a VAE whose latent has only 256 states.
 # Everything about it is a sum: the ELBO, $\log p_\theta(x)$, the posterior, and the gradient.
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi, theta, networks, what breaks. The box of what breaks is lit."}}
 from vi_tutorial import plots
 

@@ -11,6 +11,14 @@
 #
 # **What is left of a VAE when its encoder has nothing to learn and its latent is a long path into noise?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series: six boxes joined by arrows, KL, ELBO, phi, theta, networks, what breaks. The last, what breaks and mends, is lit."}}
 from vi_tutorial import plots
 

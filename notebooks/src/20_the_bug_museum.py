@@ -12,6 +12,14 @@
 # **A wrong program for variational inference seldom stops. It trains, its curve rises, its pictures look fine. How do you
 # find an error that makes no noise, in code whose right answer you do not know?**
 
+# %% jupyter={"source_hidden": true} tags=["remove-cell", "setup"]
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+
 # %% mystnb={"image": {"alt": "The map of the series: six boxes joined by arrows, KL, ELBO, phi, theta, networks, what breaks. The sixth, what breaks and mends, is lit."}}
 from vi_tutorial import plots
 
