@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -68,8 +69,8 @@ def placed(device: str) -> Iterator[Place]:
     if world == 1:
         yield Place(0, 1, torch.device(device if device != "auto" else "cuda" if gpu else "cpu"))
         return
-    # DistributedDataParallel imports this module; were the group there by then, its default arguments would keep the
-    # group, and with it threads that can abort a process as it ends.
+    # DistributedDataParallel imports this module; if the group is there by then, the default arguments in it keep the
+    # group, and with it threads that can abort the process as it ends.
     importlib.import_module("torch.distributed.nn")
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
@@ -77,6 +78,9 @@ def placed(device: str) -> Iterator[Place]:
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         yield Place(int(os.environ["RANK"]), world, own)
+        # gloo's threads have done the last sum but may still hold its tensors, and need Python's lock to let go of
+        # them; whoever ends the group holds that lock while waiting for them.
+        time.sleep(0.3)
     finally:
         dist.destroy_process_group()
 
