@@ -6,7 +6,7 @@ A chain walks from a distribution that is easy to sample to the posterior, throu
 
 and collects a weight on its way,
 
-.. math:: \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) [\log p_\theta(x, z_t) - \log q_0(z_t)],
+.. math:: \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) [\log p_\theta(x, z_{t-1}) - \log q_0(z_{t-1})],
 
 whose expectation is :math:`p_\theta(x)`. With T = 1 it is importance sampling. :func:`forward` walks so;
 :func:`reverse` walks the same way back from an exact posterior draw, and there

@@ -153,17 +153,19 @@ for name, model, q, bound, exact in (("A", model_a, q_a, elbo_a, exact_a), ("B",
     best = evaluation.best_in_family(lambda q, model=model: quadrature.expected_elbo(model.given(few), q), own)
     ledgers.append(evaluation.gap_ledger(bound[::10], best, exact[::10]))
     print(f"model {name}:", *(f"{key} {value:.1f}" for key, value in list(vars(ledgers[-1]).items())[:4]), sep="   ")
+    ratio = (q(few).stddev / own(few).stddev).log().mean().exp()  # the search has moved `own` to the best q
+    print(f"   the encoder's standard deviations are {ratio:.1f} times those of the best diagonal q (geometric mean)")
 assert ledgers[0].elbo > ledgers[1].elbo
 assert ledgers[0].log_evidence < ledgers[1].log_evidence
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 2.6))
     plots.ledger_bars(ledgers, ["A: one draw", "B: five draws"], ax)
-    ax.set_title("The lower bound belongs to the better model")
+    ax.set_title("The lower ELBO belongs to the better model")
 
 # %% [markdown]
 # The identity of chapter 01, $\mathcal{L} = \log p_\theta(x) - \mathrm{KL}(q \,\|\, p_\theta(z \mid x))$, says it all: an ELBO is the score of *two* networks.
-# B's encoder was never asked to be good alone. Five draws are averaged in its bound, so it suffices that one of the five lands well, and
-# spreading out is worth more than being precise. The family is not to blame: B's best diagonal normals come close to its evidence too. It is the encoder that
+# B's encoder was never asked to be good alone. Five weights are averaged in its bound, so it suffices that one draw of the five lands
+# well; and its standard deviations are 1.8 times those of its best diagonal normals, where A's are neither wider nor narrower than theirs. The family is not to blame: B's best diagonal normals come close to its evidence too. It is the encoder that
 # stands elsewhere. As an approximate posterior it is poor, and A's is better; as a model of digits, B is better.
 #
 # So report $\log p_\theta(x)$. But the grid ends at two or three latents: with a step of 1/16, ten latents would need $193^{10} \approx 10^{23}$ cells. The rest of this
@@ -185,7 +187,7 @@ model, q, x = model_a, q_a, test[::15]  # 20 held-out digits
 exact = exact_a[::15]
 for num_samples in (1, 10, 100, 1000):
     bound = elbo(draw(model.given(x), q(x), num_samples).log_weight)
-    estimate = iwae(draw(model.given(x), q(x), num_samples).log_weight)
+    estimate = iwae(draw(model.given(x), q(x), num_samples).log_weight)  # other draws: at K = 1 only noise differs
     print(f"K = {num_samples:<5} mean of the logs {bound.mean():6.1f}   log of the mean {estimate.mean():6.1f}")
 print(f"the grid   {exact.mean():33.1f}")
 
@@ -236,9 +238,9 @@ checks.monte_carlo(
 # %%
 def exact_bias(relative_weight, q_mass, num_samples):
     """E log p̂_K − log p by (12.3): w/p(x) and q's mass on the cells of a grid, for one datapoint."""
-    log_t = torch.linspace(-25.0, 45.0, 701)
+    log_t = torch.linspace(-25.0, 45.0, 701)  # beyond either end the integrand has vanished
     t = log_t.exp()
-    short_of_one = torch.stack([q_mass @ torch.expm1(-s * relative_weight) for s in t / num_samples])
+    short_of_one = torch.stack([q_mass @ torch.expm1(-s * relative_weight) for s in t / num_samples])  # M − 1
     inside = (-t).exp() - (num_samples * torch.log1p(short_of_one)).exp()
     return torch.trapezoid(inside, log_t)  # dt / t = d log t
 
@@ -311,7 +313,7 @@ typical = int((exact_a - elbo_a).argsort()[len(test) // 2])
 cases = {"the reference case": (relative_line, q_mass)}
 for name, n in (("the median digit", typical), ("the worst digit", worst)):
     mass = log_q[n].exp() * step**2
-    seen = mass > 1e-15  # what q will never draw
+    seen = mass > 1e-15  # the rest q will never draw
     cases[name] = (log_joint[n, seen] - log_q[n, seen] - exact_a[n]).exp(), mass[seen]
 bias = {name: torch.stack([exact_bias(*case, int(k)) for k in num_samples]) for name, case in cases.items()}
 gaps = torch.stack([bias[name][0] for name in ("the median digit", "the worst digit")])
@@ -342,7 +344,7 @@ with plots.style():
 # ### Every model at the same $K$
 #
 # The curves fall, so $K$ is part of the score. Whoever scores one model at $K = 1$ and another at $K = 1000$ compares the numbers of draws. That has been done
-# in public: a repository's table gives negative log-likelihoods from 86.9 at $K = 1$ to 77.3 at $K = 1000$, each row measured with its own $K$. Here is the same comedy with our models. B is the
+# in public, in tables whose every row was scored with the $K$ it had been trained with. Here is the same comedy with our models. B is the
 # better one, and it loses.
 
 # %%
@@ -434,18 +436,21 @@ assert found.pareto_k[silent] < 0.5
 # = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log p_\theta(x \mid z_{t-1}). \tag{12.5}
 # $$
 #
-# Why is that a weight? Because $\mathbb{E}[w] = p_\theta(x)$, exactly, for any $T$ and however badly the chain mixes. Read the expectation from its far end. Given $z_{T-1}$, the last move integrates to one. What remains of
-# $z_{T-1}$ is its density times $f_{\beta_T} / f_{\beta_{T-1}}$; and *if* the move before left $f_{\beta_{T-1}}$ as it is, then weighting by the earlier ratios has made that density $f_{\beta_{T-1}}$ itself, constant and all. The
-# product is $f_{\beta_T}$, whose integral is $p_\theta(x)$. In one line, with $\mathcal{T}_t$ for the move:
+# Why is that a weight? To leave $f$ **as it is** means: whoever is distributed as $f$ before the move is so after it, $\int f(z)\, \mathcal{T}(z' \mid z)\, dz = f(z')$ for the move
+# $\mathcal{T}$. One stop, collect and move, then turns $f_{\beta_{t-1}}$ into $f_{\beta_t}$, with its constant:
 #
 # $$
 # \int f_{\beta_{t-1}}(z)\, \frac{f_{\beta_t}(z)}{f_{\beta_{t-1}}(z)}\, \mathcal{T}_t(z' \mid z)\, dz = \int f_{\beta_t}(z)\, \mathcal{T}_t(z' \mid z)\, dz = f_{\beta_t}(z').
 # \tag{12.6}
 # $$
 #
-# Apply it $T$ times, starting from $f_0 = p(z)$. The chain need not reach the posterior; it only has to be *honest about each step*.
+# Write it out for $T = 2$. The chain is at $z_0 \sim p(z) = f_0(z_0)$, collects, and moves to $z_1$: by (12.6), the weighted density of $z_1$ is $f_{\beta_1}(z_1)$. There it collects
+# $f_1(z_1) / f_{\beta_1}(z_1)$, and what is left under the integral is $f_1(z_1)$ alone, the joint. So $\mathbb{E}[w] = \int f_1(z_1)\, dz_1 = p_\theta(x)$, exactly, for any $T$ and however badly the chain mixes.
 #
-# The simplest move is Metropolis': propose a jump, accept it with probability $\min(1, f_\beta(z') / f_\beta(z))$. We jump three times per stop, far, middling and near.
+# The chain need not reach the posterior; it only has to be *honest about each step*.
+#
+# The simplest honest move is Metropolis': propose a jump to $z'$ by a rule that would propose the way back just as often, and accept it with probability $\min(1, f_\beta(z') / f_\beta(z))$; else stay. Under $f_\beta$ as many jumps then go from $z$ to $z'$ as
+# back, since $f_\beta(z) \min(1, f_\beta(z') / f_\beta(z)) = \min(f_\beta(z), f_\beta(z'))$ is the same both ways. We jump three times per stop, far, middling and near.
 
 
 # %%
@@ -528,7 +533,8 @@ checks.monte_carlo(
 )
 
 # %% [markdown]
-# The package's `forward` walks with Hamiltonian steps, which follow the gradient, and finds their sizes in a pilot run (`tune`). A standard
+# The package's `forward` does the same with better moves: a Hamiltonian step (Neal 2011) makes its proposal by `num_leapfrog` short steps along the gradient, as a ball rolls, and accepts it by Metropolis' rule. `tune` lays out the stops, $\beta_0$ to
+# $\beta_T$, and finds the lengths of the steps in a pilot run. A standard
 # error comes with each estimate. Does it tell the truth? For both methods and all 20 digits, the distance from the grid in units of the method's own standard error. (For importance sampling we widen $q$, as above.)
 
 # %%
@@ -559,7 +565,7 @@ checks.inequality(
 # %% [markdown]
 # ## From above: walk back
 #
-# An honest lower estimate alone cannot say how far it is from the truth. An upper one could: where the two meet, there is nothing left to doubt. Read (12.6) backwards. Start at an *exact* draw from the
+# An honest lower estimate alone cannot say how far it is from the truth. An upper one could: where the means of the two meet, there is little left to doubt. Read (12.6) backwards. Start at an *exact* draw from the
 # posterior, move and then collect, from $\beta = 1$ down to 0. The same ratios, turned over, now carry the normalised posterior back to the prior, and
 #
 # $$
@@ -568,7 +574,7 @@ checks.inequality(
 # \mathbb{E}_{\text{forward}}[\log w] \;\le\; \log p_\theta(x) \;\le\; \mathbb{E}_{\text{reverse}}[\log w]. \tag{12.7}
 # $$
 #
-# Both inequalities are Jensen's. This is **bidirectional Monte Carlo** (Grosse, Ghahramani & Adams 2015). With $C$ chains the bounds tighten to $\log \operatorname{mean} w$ and $-\log \operatorname{mean}(1/w)$.
+# Both inequalities are Jensen's. This is **bidirectional Monte Carlo** (Grosse, Ghahramani & Adams 2015). Several chains for one $x$ tighten both: average $w$ below and $1/w$ above, and take logarithms last.
 #
 # "Exact" is the catch. Who has an exact posterior draw? In the plane, the grid. Elsewhere, a trick: simulate $z \sim p(z)$, then $x \sim p_\theta(x \mid z)$. Seen from that $x$, *its own $z$ is one exact draw from $p_\theta(z \mid x)$*. So for
 # data that the model itself has made, the sandwich costs nothing. For real data it is out of reach.
@@ -610,7 +616,7 @@ checks.monte_carlo(
 
 # %% [markdown]
 # Now the sandwich on held-out digits, with exact starts drawn from the grid's posterior. For ladders of 4 to 64 stops we run 60 chains a digit in both directions; and the package's `reverse` must agree with the grid as `forward` did. (A long way back makes its
-# standard error unreliable, since $1/w$ then has a heavy tail. So this walk ends not at the prior but nearer, at the encoder's $q$: any normalised density will do for $f_0$.) A check of a bound in expectation must
+# standard error unreliable, since $1/w$ then has a heavy tail. So this walk ends not at the prior but nearer, at the encoder's $q$: any normalised density will do for $f_0$. In between stands $f_\beta = q^{1 - \beta}\, p_\theta(x, z)^\beta$, and what is collected is $(\beta_t - \beta_{t-1}) \log\,(p_\theta(x, z) / q(z))$; for $q = p(z)$ these are (12.4) and (12.5).) A check of a bound in expectation must
 # allow for the error of the mean, so each mean is first moved by four standard errors *against* the claim.
 #
 # The wrong answers, each put in for the ladder of 16 stops. Below: the log-likelihood $\log p_\theta(x \mid z)$ at a posterior draw, a "reconstruction score" that is often printed in the place of the evidence; its mean exceeds $\log p_\theta(x)$ by
@@ -751,7 +757,7 @@ assert apart < 0.3
 
 # %% [markdown]
 # On its own data the model's evidence is pinned to within less than a nat on average, and the encoder's importance sampling lies below the upper side, where it belongs: that is a licence for *this* encoder, on data like these. Real digits may be harder than simulated ones, and
-# for them there is no upper bound. What remains is to compare two lower ones that start from different places, the encoder and the prior. Here they come within 0.3 nats of each other (last line), and of two lower bounds the higher is the nearer. Had both missed the same peak, they would agree too.
+# for them there is no upper bound. What remains is to compare two lower ones that start from different places, the encoder and the prior. Here they come within 0.3 nats of each other (last line), and of two lower bounds the one with the higher expectation is the nearer. Had both missed the same peak, they would agree too.
 #
 # ## What one number hides: rate and distortion
 #
@@ -805,7 +811,7 @@ with plots.style():
     ax.set_title("Equal ELBO on a diagonal: very different codes")
 
 # %% [markdown]
-# At $\beta = 8$ the code is dropped altogether: rate zero, the score of independent pixels, and the decoder has no use for $z$. At β near one the curve touches the best diagonal, because β = 1 is what the ELBO asks for. The later points of each walk have also been trained for longer, so read the shape of the
+# At $\beta = 8$ the code is dropped altogether: rate zero, the score of independent pixels, and the decoder has no use for $z$. Compare β = 4 with β = 0.05: their ELBOs differ by less than half a nat, and one code says 1.2 nats about a digit, the other 6.4. Near β = 1 the curve reaches its highest ELBO, as it should: β = 1 is what the ELBO asks for. The later points of each walk have also been trained for longer, so read the shape of the
 # curve and not its third digit.
 #
 # ### The rate, carved up
@@ -903,12 +909,12 @@ print(f"active units of 10 with the latents stretched by 0.1, 1 and {c:.0f}:  {c
 assert counts[0] < counts[1] <= counts[2]
 
 # %% [markdown]
-# The threshold only means something for a unit prior, and only about this $q$: it reads the encoder, not the model. Use it to notice a collapse, not to rank models.
+# None, eight, or all ten: the same model, with the same weights, has them all. The threshold only means something for a unit prior, and only about this $q$: it reads the encoder, not the model. Use it to notice a collapse, not to rank models.
 #
 # ## Do its digits look like digits? Ask with numbers
 #
 # A log-likelihood averages over everything. A **predictive check** asks about one thing at a time: choose a statistic of a data set, compute it for the held-out digits, and for many data sets of the same size that the model has drawn. If the data's value lies far out among the model's, the
-# model does not make such data. The p-value is the share of replicates that reach the data's value. We choose two statistics:
+# model does not make such data. The p-value is the share of replicates that reach the data's value: near 0 the data have more of it than the model makes, near 1 less, and both are bad. We choose two statistics:
 # the mean **ink**, and the mean number of **specks**, inked pixels without an inked neighbour above, below, left or right. Predict which of them a VAE with independent pixels will fail.
 
 
@@ -952,10 +958,10 @@ with plots.style():
     right.axvline(results["specks", "samples"].observed, color=plots.COLOURS.data, linewidth=2, label="data")
     right.set(xlabel="specks per digit", ylabel="replicated data sets")
     right.legend(loc="upper left", bbox_to_anchor=(0.25, 1))
-    left.set_title("Right ink, wrong specks")
+    left.set_title("Samples: right ink, too many specks")
 
 # %% [markdown]
-# The ink is right. The specks are not: the model tosses each pixel on its own, given $z$, and data do not. The *means* err on the other side: cleaner than any data. Whoever shows means as samples hides exactly the defect that this check finds.
+# The samples' ink is right. Their specks are not: the model tosses each pixel on its own, given $z$, and data do not. The *means* err on the other side: cleaner than the data, and with too much ink. Whoever shows means as samples hides exactly the defect that this check finds.
 
 # %% [markdown]
 # ## The published table
@@ -1028,7 +1034,7 @@ def upper_bound(log_weight): ...  # your code
 ch12.upper_bound.check(upper_bound)
 
 # %% [markdown]
-# **12.E2 · The weight from a record of the walk.** Somebody has stored, for each stop of a forward walk, `log_prior` and `log_likelihood` at $z_0, \dots, z_T$, both (T + 1, num_chains), and the temperatures `beta` (T + 1,). Return the log weights, (num_chains,), without a loop.
+# **12.E2 · The weight from a record of the walk.** Somebody has stored, for each stop of a forward walk, `log_prior` and `log_likelihood` at $z_0, \dots, z_T$, both (T + 1, num_chains), and `beta` (T + 1,). Return the log weights, (num_chains,), without a loop.
 #
 # <details><summary>Hint</summary>How many ratios are there, and at which states are they taken? One of the three arguments is not needed.</details>
 
@@ -1053,9 +1059,9 @@ ch12.carve_up_the_kl.check(carve_up_the_kl)
 
 # %% [markdown]
 # **12.E4 · A study: how many draws are enough?** From `log_weight` (K, N), return how many draws bring the bias by (12.2) down to `tolerance` nats, rounded up, (N,). Take the variance over K, not K − 1, and estimate $p_\theta(x)$ by the mean weight. Then ask it about model B's 299 held-out digits, from
-# 1,000 draws each, at a tolerance of 0.01. What does it say for the digit with two peaks? Give its answer to `exact_bias`, which knows the bias at any $K$.
+# 1,000 draws each, at a tolerance of 0.01. What does it say for the digit with two peaks (`test[silent]`)? Give its answer to `exact_bias`, which knows the bias at any $K$.
 #
-# <details><summary>Hint</summary>Divide the weights by their mean before you leave the log scale. For `exact_bias`, the cell of the worst digit shows how to make its arguments.</details>
+# <details><summary>Hint</summary>Divide the weights by their mean before you leave the log scale. For `exact_bias`, the cell of the worst digit shows how to make its arguments; there for model A, here from `on_grid(model_b, …)` and `q_b`.</details>
 
 
 # %%
