@@ -122,7 +122,7 @@ class Trainer:
 
     def minibatches(self, epoch: int) -> Iterator[Tensor]:
         """Row numbers, in an order that the seed and the epoch alone decide, the same in every process."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + epoch)
+        generator = torch.Generator().manual_seed((1_000_003 * self.config.seed + epoch) ^ (1 << 40))  # not the noise's
         num_rows, size = len(self.rows.train), self.config.batch_size
         order = torch.randperm(num_rows, generator=generator, dtype=torch.int32)
         for number in range(self.num_minibatches()):
