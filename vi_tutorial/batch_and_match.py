@@ -56,8 +56,7 @@ def batch_and_match(
         >>> torch.allclose(q.covariance_matrix, covariance, atol=1e-6)
         True
     """
-    if not isinstance(q, MultivariateNormal) or q.batch_shape:
-        raise TypeError(f"q must be one MultivariateNormal; received {q}")
+    _check_normal(q)
     dim = q.event_shape[0]
     check_count("num_steps", num_steps)
     batch_size = max(10, 2 * dim) if batch_size is None else check_count("batch_size", batch_size, minimum=2)
@@ -106,6 +105,7 @@ def match(q: MultivariateNormal, z: Tensor, score: Tensor, step_size: float) -> 
         >>> match(q, z, -(z - 3) / 4, step_size=1e9).mean  # of N(3, 4)
         tensor([3.0000], dtype=torch.float64)
     """
+    _check_normal(q)
     check_data("z", z, ndim=2)
     check_shape("z", z, (len(z), q.event_shape[0]), "one row per draw")
     check_shape("score", check_finite("score", score), tuple(z.shape), "one row per draw")
@@ -118,6 +118,11 @@ def match(q: MultivariateNormal, z: Tensor, score: Tensor, step_size: float) -> 
     covariance = _solve(u, v)
     loc = (1 - share) * q.loc + share * (covariance @ score_mean + z_mean)
     return full_normal(loc, torch.linalg.cholesky(covariance))
+
+
+def _check_normal(q: object) -> None:
+    if not isinstance(q, MultivariateNormal) or q.batch_shape:
+        raise TypeError(f"q must be one MultivariateNormal; received {q}")
 
 
 def _solve(u: Tensor, v: Tensor) -> Tensor:

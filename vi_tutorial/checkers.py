@@ -16,7 +16,7 @@ from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from vi_tutorial._validation import check_count, check_data, check_finite
+from vi_tutorial._validation import check_count, check_data, check_distribution, check_finite, check_tensor
 from vi_tutorial.checks import STANDARD_ERRORS, Array, CheckFailedError
 from vi_tutorial.elbo import elbo, iwae
 
@@ -163,11 +163,14 @@ def kl_is_a_divergence(
 
     Raises:
         CheckFailedError: If one of the three does not hold.
+        TypeError: If q or p is no distribution.
 
     Example:
         >>> from torch.distributions import Normal
         >>> kl_is_a_divergence(Normal(torch.zeros(3), torch.ones(3)), Normal(torch.ones(3), torch.ones(3)))
     """
+    check_distribution("q", q)
+    check_distribution("p", p)
     between, itself = divergence(q, p), divergence(q, q)
     if between.shape != torch.broadcast_shapes(q.batch_shape, p.batch_shape):
         raise CheckFailedError(f"KL must have one number per datapoint; received shape {tuple(between.shape)}")
@@ -241,6 +244,7 @@ def stays_below_the_evidence(estimates: Tensor, log_evidence: Tensor) -> None:
         ...
         vi_tutorial.checks.CheckFailedError: the bound exceeds log p(x) by 1 nats in expectation
     """
+    check_tensor("estimates", estimates)
     check_finite("log_evidence", log_evidence)
     if len(estimates) < 100 or estimates.shape[1:] != log_evidence.shape:
         raise ValueError(

@@ -28,6 +28,7 @@ def memory_mapped(path: Path | str, key: str | None = None) -> Tensor:
         copy of the page, never the file.
 
     Raises:
+        TypeError: If ``path`` is no path.
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such file, cut off, compressed, empty, or holds another type. Nothing is unpickled.
 
@@ -38,6 +39,8 @@ def memory_mapped(path: Path | str, key: str | None = None) -> Tensor:
         ...     memory_mapped(f"{folder}/rows.npy")[1]
         tensor([2., 3.])
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be a str or a Path; received {type(path).__name__}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be a .npy or .npz file; received {path}, which is not there")

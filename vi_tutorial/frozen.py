@@ -17,7 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from vi_tutorial._validation import check_count
+from vi_tutorial._validation import check_count, check_distribution, check_tensor
 from vi_tutorial.distributions import diagonal_normal, full_normal
 
 __all__ = ["Frame", "is_normal", "noise_dim", "reparameterise", "standardised_noise"]
@@ -74,10 +74,16 @@ def noise_dim(q: Distribution) -> int:
     Returns:
         ``dim``, or ``dim + rank``.
 
+    Raises:
+        TypeError: If q is no distribution.
+        ValueError: If it is not one over vectors.
+
     Example:
         >>> noise_dim(LowRankMultivariateNormal(torch.zeros(5), torch.ones(5, 2), torch.ones(5)))
         7
     """
+    if len(check_distribution("q", q).event_shape) != 1:
+        raise ValueError(f"q must have event_shape (dim,); received {tuple(q.event_shape)} of {type(q).__name__}")
     return q.event_shape[0] + (q.cov_factor.shape[-1] if isinstance(q, LowRankMultivariateNormal) else 0)
 
 
@@ -90,10 +96,14 @@ def is_normal(q: Distribution) -> bool:
     Returns:
         True for a diagonal, a full and a low-rank Normal.
 
+    Raises:
+        TypeError: If q is no distribution.
+
     Example:
         >>> is_normal(diagonal_normal(torch.zeros(2), torch.ones(2)))
         True
     """
+    check_distribution("q", q)
     if isinstance(q, Independent):
         return isinstance(q.base_dist, Normal)
     return isinstance(q, MultivariateNormal | LowRankMultivariateNormal)
@@ -115,17 +125,21 @@ def reparameterise(q: Distribution, noise: Tensor | int) -> Tensor:
         Shape ``(num_draws, *batch, dim)``.
 
     Raises:
-        ValueError: If base draws are given for a q that is no Normal, or have another shape.
+        TypeError: If q is no distribution, or ``noise`` neither a tensor nor an ``int``.
+        ValueError: If base draws are given for a q that is no Normal, or have another shape; if there are none.
 
     Example:
         >>> q = diagonal_normal(torch.ones(1), torch.tensor([2.0]))
         >>> reparameterise(q, torch.tensor([[-1.0], [1.0]])).flatten()
         tensor([-1.,  3.])
     """
+    check_distribution("q", q)
     if isinstance(noise, int):
+        check_count("noise", noise)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return q.rsample(torch.Size([noise]))
+    check_tensor("noise", noise)
     if not is_normal(q) or noise.ndim != 2 or noise.shape[1] != noise_dim(q):
         raise ValueError(
             f"noise must be base draws (num_draws, noise_dim(q)) of a Normal q; received shape {tuple(noise.shape)} "

@@ -136,11 +136,17 @@ def unconstrained(log_joint: Callable[[Values], Tensor], space: Space) -> LogJoi
         A function from ``(num_samples, dim)`` to ``(num_samples,)``, in nats. It raises ``ValueError`` where
         ``log_joint`` fails, with its error in words that lead to the mend, or does not return one number per sample.
 
+    Raises:
+        TypeError: If ``log_joint`` cannot be called.
+
     Example:
         >>> space = Space({"scale": constraints.positive})
         >>> unconstrained(lambda z: -z["scale"], space)(torch.zeros(1, 1))  # at u = 0: −1 + log e⁰
         tensor([-1.])
     """
+
+    if not callable(log_joint):
+        raise TypeError(f"log_joint must be callable; received {type(log_joint).__name__}")
 
     def log_target(u: Tensor) -> Tensor:
         z = space.constrain(u)

@@ -132,8 +132,10 @@ def convolutional_decoder(
 def _smallest_side(side: int, channels: tuple[int, ...]) -> int:
     for number in channels:
         check_count("channels", number)
+    if not channels:
+        raise ValueError("channels must hold at least one number; received none")
     halvings = len(channels)
-    if not channels or check_count("side", side) % 2**halvings:
+    if check_count("side", side) % 2**halvings:
         raise ValueError(f"side must be a multiple of {2**halvings} for {halvings} layer(s); received {side}")
     return side // 2**halvings
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal
 
-from vi_tutorial._validation import check_count
+from vi_tutorial._validation import check_count, check_distribution
 from vi_tutorial.distributions import diagonal_normal, full_normal
 from vi_tutorial.elbo import LogJoint, draw, elbo
 from vi_tutorial.evaluation import effective_sample_size, pareto_k
@@ -371,12 +371,17 @@ def weigh_draws(log_target: LogJoint, q: Distribution, num_draws: int) -> tuple[
     Returns:
         The draws, ``(num_draws, dim)``, and log weights, ``(num_draws,)``, in nats.
 
+    Raises:
+        TypeError, ValueError: If q is no distribution, or ``num_draws`` no ``int`` of at least 1.
+
     Example:
         >>> q = full_normal(torch.zeros(2), torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
         >>> u, log_weight = weigh_draws(lambda u: q.log_prob(u) + 5, q, 3)
         >>> log_weight.round(decimals=3)
         tensor([5., 5., 5.])
     """
+    check_distribution("q", q)
+    check_count("num_draws", num_draws)
     if isinstance(q, LowRankMultivariateNormal):
         q = full_normal(q.loc, torch.linalg.cholesky(q.covariance_matrix))
     if not isinstance(q, MultivariateNormal):
@@ -398,11 +403,16 @@ def drift_between(before: Distribution, after: Distribution) -> float:
     Returns:
         A number of at least 0.
 
+    Raises:
+        TypeError: If one is no distribution.
+
     Example:
         >>> one, two = (diagonal_normal(torch.tensor([0.0]), torch.tensor([sd])) for sd in (1.0, 2.0))
         >>> round(drift_between(one, two), 4)  # log 2
         0.6931
     """
+    check_distribution("before", before)
+    check_distribution("after", after)
     with torch.no_grad():
         if is_normal(after):
             means, scales = (before.mean, after.mean), (before.stddev, after.stddev)

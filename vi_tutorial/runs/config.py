@@ -98,6 +98,14 @@ class Config:
         for name in ("latents", "num_samples", "batch_size", "epochs"):
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, minimum=0)
+        for name, kinds, wanted in (
+            ("data", str, "str"),
+            ("device", str, "str"),
+            ("compile", bool, "bool"),
+            ("hidden", (tuple, list), "tuple of sizes"),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                raise TypeError(f"{name} must be a {wanted}; received {type(getattr(self, name)).__name__}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for number in self.hidden:
             check_count("hidden", number)

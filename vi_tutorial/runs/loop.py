@@ -52,6 +52,7 @@ def train(config: Config, folder: Path | str, resume: bool = False) -> dict[str,
         rate and the distortion, in nats.
 
     Raises:
+        TypeError: If ``config`` is no :class:`Config`.
         RunError: If the folder holds a run and ``resume`` is not set, another process is at work in it, the
             configuration is another, training meets a NaN, or one of the processes has died; the message says what to
             do.
@@ -67,6 +68,8 @@ def train(config: Config, folder: Path | str, resume: bool = False) -> dict[str,
         >>> last["epoch"], last["step"]
         (2, 30)
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config; received {type(config).__name__}")
     folder = Path(folder)
     with ExitStack() as stack:
         place = stack.enter_context(placed(config.device))

@@ -57,13 +57,19 @@ def placed(device: str) -> Iterator[Place]:
         device: A name that torch knows, or ``auto``: the GPU if there is one.
 
     Raises:
-        RuntimeError: If torch does not know the device, or the others cannot be reached.
+        TypeError, ValueError: If ``device`` is no name, or torch does not know it.
+        RuntimeError: If the others cannot be reached.
 
     Example:
         >>> with placed("cpu") as place:
         ...     place.rank, place.world
         (0, 1)
     """
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be auto or a name that torch knows; received {device}") from error
     gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
