@@ -92,10 +92,13 @@ def read(path: Path | str) -> Checkpoint:
 
     Raises:
         CheckpointError: If there is no such file, or it is no whole checkpoint.
+        OSError: If the file may not be read.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: expected a checkpoint written by train")
+    with path.open("rb"):  # the system's own words, if it may not be read
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
@@ -123,16 +126,30 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.optim.Op
         if found != expected:
             raise CheckpointError(f"the checkpoint must fit the model: for {name} it has {found}, expected {expected}")
     if optimiser is not None:
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in checkpoint.tensors.items():
-            if name.startswith("optimiser/"):
-                _, number, key = name.split("/")
-                states.setdefault(int(number), {})[key] = value
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        if not states.keys() <= set(range(len(parameters))):
-            raise CheckpointError(
-                f"the checkpoint must fit the optimiser: received {max(states) + 1} parameters, "
-                f"expected {len(parameters)}"
-            )
+        states = _states(checkpoint, [p for group in optimiser.param_groups for p in group["params"]])
         optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
     module.load_state_dict(held)
+
+
+def _states(checkpoint: Checkpoint, parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state for each parameter: single numbers, and tensors of the parameter's shape."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in checkpoint.tensors.items():
+        if not name.startswith("optimiser/"):
+            continue
+        _, number, *keys = name.split("/")
+        if not number.isdecimal() or len(keys) != 1:
+            raise CheckpointError(f"the checkpoint must fit the optimiser: received a state of the name {name}")
+        states.setdefault(int(number), {})[keys[0]] = value
+    if not states.keys() <= set(range(len(parameters))):
+        raise CheckpointError(
+            f"the checkpoint must fit the optimiser: received {max(states) + 1} parameters, expected {len(parameters)}"
+        )
+    for index, state in states.items():
+        for key, value in state.items():
+            if value.numel() != 1 and value.shape != parameters[index].shape:
+                raise CheckpointError(
+                    f"the checkpoint must fit the optimiser: for {key} of parameter {index} it has "
+                    f"{tuple(value.shape)}, expected {tuple(parameters[index].shape)}"
+                )
+    return states
