@@ -72,10 +72,17 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'CHAPTERS'") from None
 
+    unwritten: list[str] = []
+
+    def save(path: Path, content: str) -> None:
+        try:
+            write_atomically(path, content + "\n")
+        except OSError as error:  # a full disk must not stop the chapters
+            unwritten.append(f"Error: {path} could not be written: {error.strerror or error}")
+
     def keep(execution: Execution) -> None:
         if execution.notebook is not None:
-            copy = output / "notebooks" / execution.path.name
-            write_atomically(copy, nbformat.writes(execution.notebook) + "\n")
+            save(output / "notebooks" / execution.path.name, nbformat.writes(execution.notebook))
 
     start = time.perf_counter()
     try:
@@ -87,10 +94,12 @@ def run(
 
     verdicts = [judge(execution) for execution in executions]
     report = {"commit": _commit(notebooks), "seconds": round(seconds, 1), **_report(verdicts)}
-    write_atomically(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    save(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     typer.echo(_table(verdicts))
     typer.echo(f"{len(verdicts)} chapters in {seconds:.1f} s; see {output / 'report.json'}")
-    if any(verdict.failures for verdict in verdicts):
+    for line in unwritten:
+        typer.echo(line, err=True)
+    if unwritten or any(verdict.failures for verdict in verdicts):
         raise typer.Exit(1)
 
 
