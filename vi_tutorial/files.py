@@ -60,7 +60,7 @@ def memory_mapped(path: Path | str, key: str | None = None) -> Tensor:
         raise ValueError(f"path must be a .npy file, or a .npz file without compression; {path}: {error}") from error
     if dtype.name not in TYPES or not dtype.isnative:
         raise ValueError(f"path must hold {', '.join(TYPES)} in this machine's byte order; {path} holds {dtype}")
-    if not shape or 0 in shape:
+    if min(shape, default=0) < 1:
         raise ValueError(f"path must hold at least one row; {path} holds shape {shape}")
     size = start + dtype.itemsize * int(np.prod(shape, dtype=object))
     if path.stat().st_size < size:
