@@ -141,7 +141,7 @@ def read(folder: Path | str) -> Config:
         return Config(**json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{folder} holds no run: expected {file}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{file} is not the configuration of a run ({error})") from error
 
 

@@ -340,7 +340,7 @@ class Trainer:
                 torch.set_rng_state(states[f"extra/random/{self.place.rank}"])
                 if self.place.device.type == "cuda":
                     torch.cuda.set_rng_state(states[f"extra/random/cuda/{self.place.rank}"], self.place.device)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:  # torch's, of a random state that is none
             raise checkpoint.CheckpointError(f"{file} is not the checkpoint of a run: {error}") from error
         if world != self.place.world and self.place.rank == 0:
             warnings.warn(
