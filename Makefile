@@ -9,7 +9,7 @@ CHAPTERS ?=
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help run test lab check format execute bench student assignment clean install
+.PHONY: help run test lab check format execute bench site student assignment clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -41,6 +41,15 @@ execute: $(INSTALLED) ## authors: make the notebooks from notebooks/src and exec
 bench: $(INSTALLED) ## compare with the peers (installs them; about ten minutes; see benchmarks/README.md)
 	$(PY) -m pip install -c constraints.txt -e '.[bench]'
 	$(PY) benchmarks/peers.py
+
+site: $(INSTALLED) ## the chapters as a web site, from their stored outputs (build/site/index.html)
+	@$(PY) tools/website.py
+
+mutants: $(INSTALLED) ## break the package on purpose and count what the tests and the chapters notice (about an hour)
+	$(PY) tools/mutants.py
+	$(PY) tools/mutants.py --domain
+	$(PY) tools/mutants.py --chapters
+	$(PY) tools/mutants.py --report
 
 student: $(INSTALLED) ## the chapters without their solutions (build/student)
 	@$(PY) tools/course.py student $(CHAPTERS)

@@ -91,7 +91,7 @@ class Space:
         return {name: self.transforms[name](part) for name, part in self.parts(u)}
 
     def log_jacobian(self, u: Tensor, z: Values) -> Tensor:
-        """log |dz/du|, one number per sample."""
+        """``log |dz/du|``, one number per sample."""
         total = u.new_zeros(u.shape[:-1])
         for name, part in self.parts(u):
             total = total + self.transforms[name].log_abs_det_jacobian(part, z[name]).reshape(len(u), -1).sum(-1)
