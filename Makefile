@@ -9,7 +9,7 @@ CHAPTERS ?=
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help run test lab check format execute bench site student assignment clean install
+.PHONY: help run test lab check format execute bench mutants site student assignment clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -44,6 +44,12 @@ bench: $(INSTALLED) ## compare with the peers (installs them; about ten minutes;
 
 site: $(INSTALLED) ## the chapters as a web site, from their stored outputs (build/site/index.html)
 	@$(PY) tools/website.py
+
+mutants: $(INSTALLED) ## break the package on purpose and count what the tests and the chapters notice (about an hour)
+	$(PY) tools/mutants.py
+	$(PY) tools/mutants.py --domain
+	$(PY) tools/mutants.py --chapters
+	$(PY) tools/mutants.py --report
 
 mutants: $(INSTALLED) ## break the package on purpose and count what the tests and the chapters notice (about an hour)
 	$(PY) tools/mutants.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -456,3 +457,123 @@ def test_one_component_gives_the_ordinary_pathwise_gradient() -> None:
 def test_parameters_that_do_not_fit_are_refused(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+# --- Near a logit of zero the continuous Bernoulli's formulas cancel ------------------------------
+
+
+def near_zero(logit: float) -> tuple[float, float, float]:
+    """log (sinh(ℓ/2) / (ℓ/2)) and its first two derivatives, from a power series whose terms all have one sign."""
+    half, terms = logit / 2, range(1, 12)
+    s = sum(half ** (2 * k) / math.factorial(2 * k + 1) for k in terms)
+    first = sum(k * half ** (2 * k - 1) / math.factorial(2 * k + 1) for k in terms)
+    second = sum(k * (2 * k - 1) / 2 * half ** (2 * k - 2) / math.factorial(2 * k + 1) for k in terms)
+    slope = first / (1 + s)
+    return math.log1p(s), slope, second / (1 + s) - slope**2
+
+
+@pytest.mark.parametrize("logit", [1e-9, 0.03, 0.099999, -0.099999, 0.11, -0.3, 0.9])
+def test_the_continuous_bernoulli_near_a_logit_of_zero_to_the_last_digits(logit: float) -> None:
+    log_normaliser, slope, curvature = near_zero(logit)
+    ell = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
+    p = continuous_bernoulli(ell)
+    for x in (0.0, 0.3, 1.0):
+        log_p = p.log_prob(torch.tensor([x], dtype=torch.float64))
+        assert log_p.item() == pytest.approx(logit * (x - 0.5) - log_normaliser, abs=5e-15)
+        (gradient,) = torch.autograd.grad(log_p, ell)
+        assert gradient.item() == pytest.approx(x - 0.5 - slope, abs=1e-10)
+    cancelled = 0 if abs(logit) < 0.1 else 1e-13 / logit**2
+    assert p.mean.item() == pytest.approx(0.5 + slope, abs=2e-13 + cancelled)
+    assert p.variance.item() == pytest.approx(curvature, abs=7e-12 + cancelled)
+    assert torch.autograd.grad(p.mean.sum(), ell)[0].item() == pytest.approx(curvature, abs=1e-8)
+
+
+def test_the_continuous_bernoullis_mean_has_a_gradient_at_zero() -> None:
+    ell = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(continuous_bernoulli(ell).mean.sum(), ell)[0].item() == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize("logit", [5e-5, -5e-5, 2e-4, 0.5, -2.0])
+def test_the_continuous_bernoullis_samples_are_quantiles_of_uniform_numbers(logit: float) -> None:
+    ell = torch.full((1,), logit, dtype=torch.float64, requires_grad=True)
+    p = continuous_bernoulli(ell)
+    assert p.has_rsample
+    torch.manual_seed(1)
+    x = p.rsample(torch.Size([1000]))
+    torch.manual_seed(1)
+    u = torch.rand(1000, 1, dtype=torch.float64)
+    below = torch.expm1(logit * x.detach()) / math.expm1(logit)
+    assert torch.allclose(below, 1 - u if logit > 0 else u, rtol=0, atol=1e-9)
+    # With F(x; ℓ) held, dx/dℓ = −(∂F/∂ℓ) / p(x): next to zero it is x (1 − x) / 2.
+    (gradient,) = torch.autograd.grad(x.sum(), ell)
+    if abs(logit) < 1e-3:
+        assert gradient.item() == pytest.approx((x * (1 - x) / 2).sum().item(), rel=1e-3)
+
+
+def test_samples_at_a_logit_of_zero_have_a_gradient() -> None:
+    ell = torch.zeros(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(continuous_bernoulli(ell).rsample(torch.Size([5])).sum(), ell)
+    assert gradient.isfinite().all()
+
+
+def test_a_value_off_the_unit_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="support"):
+        continuous_bernoulli(torch.zeros(2)).log_prob(torch.tensor([0.5, 1.5]))
+
+
+def test_what_makes_no_event_or_no_number_is_refused_by_name() -> None:
+    one = torch.ones(())
+    for make in (discretised_logistic, discretised_normal):
+        with pytest.raises(ValueError, match="loc must have at least one dimension"):
+            make(torch.zeros(()), one, 0, 3)
+        with pytest.raises(ValueError, match="scale must have the shape of loc"):
+            make(torch.zeros(4), torch.ones(3, 1), 0, 3)
+    with pytest.raises(ValueError, match="logits must have at least one dimension"):
+        mixture_normal(torch.zeros(()), torch.zeros(2, 1), torch.ones(2, 1))
+    with pytest.raises(TypeError, match="loc must be a floating-point tensor"):
+        mixture_normal(torch.zeros(2), torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1))
+    with pytest.raises(ValueError, match="loc must be finite"):
+        mixture_normal(torch.zeros(2), torch.full((2, 1), math.nan), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("make", [discretised_normal, discretised_logistic])
+def test_a_discretised_value_off_its_integers_is_refused(make: Callable[..., Distribution]) -> None:
+    pixel = make(torch.zeros(1), torch.ones(()), -100, 3)
+    for value in (4.0, -101.0, 0.5):
+        with pytest.raises(ValueError, match="support"):
+            pixel.log_prob(torch.tensor([value]))
+
+
+def test_integers_go_down_to_two_to_the_31() -> None:
+    least = -(2**31)
+    assert tuple(discretised_normal(torch.zeros(2), torch.ones(()), least, least + 1).event_shape) == (2,)
+    with pytest.raises(ValueError, match="low must be at least"):
+        discretised_normal(torch.zeros(2), torch.ones(()), least - 1, least)
+
+
+def test_a_cell_whose_two_edges_round_to_one_number_keeps_a_finite_log_probability() -> None:
+    """Next to 4e7 float32 goes in steps of four: the logistic's log F is t there, at either edge."""
+    pixel = discretised_logistic(
+        torch.full((1,), 4e7, dtype=torch.float32), torch.ones((), dtype=torch.float32), 0, 255
+    )
+    assert pixel.log_prob(torch.full((1,), 10.0, dtype=torch.float32)).item() == pytest.approx(-4e7, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [discretised_normal, discretised_logistic])
+def test_the_moments_of_a_discretised_variable_are_sums_over_its_integers(make: Callable[..., Distribution]) -> None:
+    pixel = make(torch.tensor([0.3, 5.0, -2.0]), torch.tensor([0.4, 2.0, 30.0]), -1, 3)
+    base = pixel.base_dist  # type: ignore[attr-defined]
+    k = base.enumerate_support()
+    assert k.shape == (5, 3)
+    assert base.enumerate_support(expand=False).shape == (5, 1)
+    mass = base.log_prob(k).exp()
+    assert torch.allclose(mass.sum(0), torch.ones(3), atol=1e-12)
+    first, second = (k * mass).sum(0), (k**2 * mass).sum(0)
+    assert torch.allclose(pixel.mean, first, atol=1e-12)
+    assert torch.allclose(pixel.variance, second - first**2, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [-3000.0, 0.0, 20_000.0])
+def test_a_cell_far_narrower_than_the_scale_is_its_density(value: float) -> None:
+    pixel = discretised_normal(torch.zeros(1), torch.full((1,), 2e4), -50_000, 50_000)
+    assert pixel.log_prob(torch.tensor([value])).item() == pytest.approx(stats.norm.logpdf(value, 0, 2e4), abs=1e-8)

@@ -516,3 +516,42 @@ def test_renyi_next_to_the_elbo_loses_no_digits(dtype: torch.dtype, power: float
     expansion = first + power * second / 2 + power**2 * third / 6  # the cumulants of log w
     tolerance = 2e-4 if dtype is torch.float32 else 1e-6
     assert renyi(log_weight, 1 - power).item() == pytest.approx(expansion.item(), abs=tolerance)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 1 - 5e-4])
+def test_renyi_of_log_weights_far_apart_or_far_from_zero(alpha: float) -> None:
+    """exp(1,000) is infinite, and so is exp(5e-4 · 3e6): neither may come up."""
+    apart = renyi(torch.tensor([0.0, 1000.0]), alpha).item()
+    if alpha < 0.5:
+        assert apart == pytest.approx(1000 - math.log(2) / (1 - alpha), rel=1e-12)
+    far = renyi(torch.tensor(LOG_WEIGHTS) + 1e6, alpha) - 1e6
+    assert torch.allclose(far, renyi(torch.tensor(LOG_WEIGHTS), alpha), atol=1e-5)
+
+
+def test_renyi_next_to_the_elbo_of_a_sample_without_weight() -> None:
+    """((1 + 0) / 2)^(1 / power): finite above the ELBO, which is −∞."""
+    value = renyi(torch.tensor([0.0, -math.inf]), 1 - 5e-4).item()
+    assert value == pytest.approx(-math.log(2) / 5e-4, rel=1e-9)
+
+
+def test_one_sample_is_the_default_with_an_analytic_kl_too() -> None:
+    drawn = []
+    q, prior = reference_q((3,)), Normal(torch.tensor(0.0), torch.tensor(1.0))
+    elbo_analytic_kl(lambda z: drawn.append(z.shape) or -z, q, prior)  # type: ignore[func-returns-value]
+    assert drawn == [(1, 3)]
+
+
+def test_arguments_that_are_no_distribution_or_no_floating_point_tensor_are_refused_as_such() -> None:
+    with pytest.raises(TypeError, match="q must be"):
+        elbo_analytic_kl(lambda z: -z, "q", reference_q())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="bound must be"):
+        dataset_total(torch.tensor([1, 2]), 4)
+
+
+def test_as_many_states_as_allowed_are_enumerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vi_tutorial.elbo._MAX_STATES", 8)
+    q = Independent(Bernoulli(torch.full((3,), 0.5)), 1)
+    assert elbo_enumerated(q.log_prob, q).item() == pytest.approx(0, abs=1e-15)
+    four = Independent(Bernoulli(torch.full((4,), 0.5)), 1)
+    with pytest.raises(ValueError, match=r"at most 8 states to enumerate; received 2\^4"):
+        elbo_enumerated(four.log_prob, four)
