@@ -51,12 +51,6 @@ mutants: $(INSTALLED) ## break the package on purpose and count what the tests a
 	$(PY) tools/mutants.py --chapters
 	$(PY) tools/mutants.py --report
 
-mutants: $(INSTALLED) ## break the package on purpose and count what the tests and the chapters notice (about an hour)
-	$(PY) tools/mutants.py
-	$(PY) tools/mutants.py --domain
-	$(PY) tools/mutants.py --chapters
-	$(PY) tools/mutants.py --report
-
 student: $(INSTALLED) ## the chapters without their solutions (build/student)
 	@$(PY) tools/course.py student $(CHAPTERS)
 
