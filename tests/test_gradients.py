@@ -28,20 +28,36 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from vi_tutorial.distributions import diagonal_normal, full_normal
+from vi_tutorial.distributions import (
+    bernoulli,
+    binomial,
+    continuous_bernoulli,
+    diagonal_normal,
+    discretised_logistic,
+    discretised_normal,
+    full_normal,
+    mixture_normal,
+)
 from vi_tutorial.elbo import (
     LogJoint,
+    cubo,
     draw,
     elbo,
     elbo_analytic_kl,
+    elbo_enumerated,
     elbo_leave_one_out,
     elbo_score_function,
     elbo_sticking_the_landing,
     iwae,
     iwae_doubly_reparameterised,
+    renyi,
     weigh,
 )
-from vi_tutorial.models import LinearGaussian
+from vi_tutorial.families import Fixed, standard_normal
+from vi_tutorial.models import LatentVariableModel, LinearGaussian
+from vi_tutorial.networks import BernoulliHead
+from vi_tutorial.objectives import beta_objective, free_bits_objective, relaxed_objective, tempered
+from vi_tutorial.quadrature import expected_elbo
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -546,3 +562,124 @@ def test_multivariate_normal_of_torch_is_a_q_too() -> None:
     q = MultivariateNormal(loc, covariance_matrix=torch.eye(2))
     (gradient,) = torch.autograd.grad(elbo_sticking_the_landing(lambda z: -z.square().sum(-1) / 2, q, 2), loc)
     assert gradient.tolist() == pytest.approx([0, 0], abs=1e-15)
+
+
+# --- First and second derivatives against finite differences --------------------------------------------------------
+
+POWER_MEANS = {
+    "elbo": (elbo, 0.0),
+    "iwae": (iwae, 1.0),
+    "renyi 0.5": (lambda w: renyi(w, 0.5), 0.5),
+    "renyi 3": (lambda w: renyi(w, 3.0), -2.0),
+    "renyi next to 1": (lambda w: renyi(w, 1.0001), -0.0001),
+    "cubo": (cubo, 2.0),
+    "cubo 3": (lambda w: cubo(w, 3.0), 3.0),
+}
+"""Each bound, and the power c of the mean of w^c that it is the logarithm of, divided by c."""
+
+
+@pytest.mark.parametrize(("bound", "power"), POWER_MEANS.values(), ids=POWER_MEANS)
+def test_a_bounds_gradient_is_the_normalised_weights_and_its_hessian_their_covariance(
+    bound: Callable[[Tensor], Tensor], power: float
+) -> None:
+    """∂/∂log w_k = p_k, p = softmax(c log w); the second derivatives are c (diag p − p pᵀ)."""
+    log_weight = torch.tensor([-0.3, 1.2, 0.4, -2.0], requires_grad=True)
+    share = (power * log_weight.detach()).softmax(0)
+    (gradient,) = torch.autograd.grad(bound(log_weight), log_weight)
+    assert torch.allclose(gradient, share, atol=1e-9)
+    hessian = torch.autograd.functional.hessian(bound, log_weight.detach())
+    assert torch.allclose(hessian, power * (share.diag() - torch.outer(share, share)), atol=1e-7)
+    assert torch.autograd.gradgradcheck(bound, log_weight)
+
+
+DENSITIES = {
+    "diagonal_normal": (lambda a, b: diagonal_normal(a, b.exp()), (3,), 2 * [(3,)]),
+    "full_normal": (lambda a, b: full_normal(a, b.tril(-1) + b.diag().exp().diag_embed()), (2,), [(2,), (2, 2)]),
+    "bernoulli": (bernoulli, None, [(3,)]),
+    "binomial": (lambda a: binomial(a, 4), None, [(3,)]),
+    "continuous_bernoulli": (continuous_bernoulli, "unit", [(3,)]),
+    "discretised_normal": (lambda a, b: discretised_normal(a, b.exp(), 0, 4), None, 2 * [(3,)]),
+    "discretised_logistic": (lambda a, b: discretised_logistic(a, b.exp(), 0, 4), None, 2 * [(3,)]),
+    "mixture_normal": (lambda a, b, c: mixture_normal(a, b, c.exp()), (2,), [(3,), (3, 2), (3, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities_have_first_and_second_derivatives(name: str) -> None:
+    make, values, shapes = DENSITIES[name]
+    parameters = tuple(torch.randn(shape).requires_grad_() for shape in shapes)
+    value = (
+        torch.tensor([1.0, 0.0, 1.0]) if values is None else torch.rand(3) if values == "unit" else torch.randn(values)
+    )
+
+    def log_prob(*arguments: Tensor) -> Tensor:
+        return make(*arguments).log_prob(value)
+
+    assert torch.autograd.gradcheck(log_prob, parameters)
+    assert torch.autograd.gradgradcheck(log_prob, parameters)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("estimator", [pathwise, iwae_pathwise])
+def test_with_frozen_noise_the_pathwise_bounds_have_first_and_second_derivatives(
+    estimator: Estimator, make: Callable[[Tensor], Distribution]
+) -> None:
+    def bound(phi: Tensor, theta: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return estimator(scalar_event(make)(joint(theta)), make(phi), 3)
+
+    assert torch.autograd.gradcheck(bound, leaves())
+    assert torch.autograd.gradgradcheck(bound, leaves())
+
+
+def test_the_enumerated_elbo_has_first_and_second_derivatives() -> None:
+    def bound(logits: Tensor, table: Tensor) -> Tensor:
+        return elbo_enumerated(lambda z: table[z], Categorical(logits=logits))
+
+    leaf = tuple(torch.randn(3).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(bound, leaf)
+    assert torch.autograd.gradgradcheck(bound, leaf)
+
+
+def test_quadrature_and_closed_forms_have_first_and_second_derivatives() -> None:
+    model = LinearGaussian(torch.tensor([[1.0, -0.5], [0.3, 0.8], [0.0, 1.0]]), torch.zeros(3), torch.tensor(0.7))
+    x = torch.tensor([[0.5, -1.0, 0.2]])
+
+    def by_quadrature(loc: Tensor, log_scale: Tensor) -> Tensor:
+        return expected_elbo(model.given(x), diagonal_normal(loc, log_scale.exp()), order=5)
+
+    def closed(loc: Tensor, log_scale: Tensor) -> Tensor:
+        return model.elbo(x, diagonal_normal(loc, log_scale.exp()))
+
+    leaf = tuple(torch.randn(1, 2).requires_grad_() for _ in range(2))
+    gradients = [torch.autograd.grad(bound(*leaf).sum(), leaf) for bound in (by_quadrature, closed)]
+    for first, second in zip(*gradients, strict=True):
+        assert torch.allclose(first, second, atol=1e-10)
+    for bound in (by_quadrature, closed):
+        assert torch.autograd.gradcheck(bound, leaf)
+        assert torch.autograd.gradgradcheck(bound, leaf)
+    assert torch.autograd.gradcheck(model.log_evidence, x.clone().requires_grad_())
+    assert torch.autograd.gradgradcheck(model.log_evidence, x.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("objective", ["beta", "free bits", "relaxed", "tempered", "analytic KL"])
+def test_objectives_agree_with_finite_differences_of_frozen_noise(objective: str) -> None:
+    model = LatentVariableModel(standard_normal(2), BernoulliHead(torch.nn.Linear(2, 3), 3)).double()
+    x = torch.tensor([[1.0, 0.0, 1.0]])
+
+    def bound(first: Tensor, second: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        q = bernoulli(first) if objective == "relaxed" else diagonal_normal(first, second.exp())
+        if objective == "beta":
+            return beta_objective(model, x, q, 0.3, 2)
+        if objective == "free bits":
+            return free_bits_objective(model, x, q, 0.1, 2)
+        if objective == "relaxed":
+            coins = LatentVariableModel(Fixed(bernoulli, logits=torch.zeros(2)), model.likelihood)
+            return relaxed_objective(coins, x, q, 0.7, 2) + 0 * second.sum()
+        if objective == "tempered":
+            return pathwise(tempered(model.given(x), model.prior().expand((1,)), 0.4), q, 2)
+        return elbo_analytic_kl(model.log_likelihood(x), q, model.prior().expand((1,)), 2)
+
+    leaf = tuple(torch.randn(1, 2).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(bound, leaf)
