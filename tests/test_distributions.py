@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -573,7 +574,14 @@ def test_the_moments_of_a_discretised_variable_are_sums_over_its_integers(make: 
     assert torch.allclose(pixel.variance, second - first**2, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("make", "density"),
+    [(discretised_normal, stats.norm), (discretised_logistic, stats.logistic)],
+    ids=["normal", "logistic"],
+)
 @pytest.mark.parametrize("value", [-3000.0, 0.0, 20_000.0])
-def test_a_cell_far_narrower_than_the_scale_is_its_density(value: float) -> None:
-    pixel = discretised_normal(torch.zeros(1), torch.full((1,), 2e4), -50_000, 50_000)
-    assert pixel.log_prob(torch.tensor([value])).item() == pytest.approx(stats.norm.logpdf(value, 0, 2e4), abs=1e-8)
+def test_a_cell_far_narrower_than_the_scale_is_its_density(
+    make: Callable[..., Distribution], density: Any, value: float
+) -> None:
+    pixel = make(torch.zeros(1), torch.full((1,), 2e4), -50_000, 50_000)
+    assert pixel.log_prob(torch.tensor([value])).item() == pytest.approx(density.logpdf(value, 0, 2e4), abs=1e-8)
