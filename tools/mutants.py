@@ -593,7 +593,7 @@ def report(path: Path, chapters_path: Path) -> None:
     parts: dict[str, Any] = {}
     survivors: list[dict[str, Any]] = []
     for module in TESTS:
-        if module not in state:
+        if not state.get(module, {}).get("mutants"):
             continue
         results = state[module]["mutants"]
         mutants = [m for m in chosen(module) if m.id in results or m.id in known]
