@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as installed
 
+from docutils import nodes
+
 project = "From VI to VAEs"
 author = "The vi_tutorial authors"
 copyright = "the vi_tutorial authors. Text and figures CC BY 4.0, code MIT"
@@ -42,14 +44,29 @@ mathjax3_config = {
 
 html_theme = "furo"
 html_title = "From Variational Inference to Variational Autoencoders"
+smartquotes = False
 exclude_patterns = ["downloads"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["filter.js"]
 html_copy_source = False
+html_domain_indices = False
 html_show_sphinx = False
 html_theme_options = {
     "navigation_with_keys": True,
     "light_css_variables": {"color-brand-primary": "#1d5a96", "color-brand-content": "#1d5a96"},
     "dark_css_variables": {"color-brand-primary": "#8ec5ff", "color-brand-content": "#8ec5ff"},
 }
+
+
+def numbered_as_written(app, doctree, docname):
+    """Sphinx would put a formula of several lines into an environment in which TeX allows no number of its own."""
+    for node in doctree.findall(nodes.math_block):
+        if r"\tag" in node.astext():
+            node["no-wrap"] = node["nowrap"] = True
+            node.children = [nodes.Text(rf"\[{node.astext()}\]")]
+
+
+def setup(app):
+    app.connect("doctree-resolved", numbered_as_written)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -110,7 +110,7 @@ def derivations(notebooks: dict[str, nbformat.NotebookNode]) -> str:
     intro = (
         "# Index of verified derivations\n\n"
         f"{total} claims in {len(notebooks)} chapters. Each met an oracle, a second computation that shares no code "
-        "with the first, within the tolerance given; and each check was shown the wrong answers in the last column, and "
+        "with the first, within the tolerance given; and each check was shown the wrong answers on the right, and "
         "rejects them. The number leads to the cell. [Chapter 00](chapters/00_start_here.ipynb) says how to read one.\n"
     )
     return "\n".join([intro, FILTER.format(label="Show claims with"), *pages])
