@@ -634,3 +634,10 @@ def test_simulated_data_have_the_models_marginal_and_their_latents_the_posterior
     assert abs(pull.mean().item()) < 0.02
     assert pull.std().item() == pytest.approx(1, abs=0.02)
     assert not x.requires_grad
+
+
+def test_a_covariance_that_is_not_finite_and_an_empty_size_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="covariance_matrix must be finite"):
+        GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.full((1, 2, 2), math.nan))
+    with pytest.raises(ValueError, match="data_dim must be at least 1"):
+        probabilistic_pca(0, 1)
