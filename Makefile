@@ -50,6 +50,7 @@ mutants: $(INSTALLED) ## break the package on purpose and count what the tests a
 	$(PY) tools/mutants.py --domain
 	$(PY) tools/mutants.py --chapters
 	$(PY) tools/mutants.py --report
+	$(PY) tools/cases.py
 
 student: $(INSTALLED) ## the chapters without their solutions (build/student)
 	@$(PY) tools/course.py student $(CHAPTERS)
