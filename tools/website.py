@@ -141,7 +141,7 @@ def bug_museum() -> str:
             for version, label in (("wrong", "Wrong"), ("right", "Right")):
                 lines += [f"{label}:", "", "```python", item.code(version), "```", ""]
             lines += [f"*Mend.* {escaped(item.mend)} *Caught by* {catches}.", ""]
-            lines += [f"*Seen in* {escaped(item.reference)}.", "", "::::", ""]
+            lines += [f"*Reported.* {escaped(item.reference)}.", "", "::::", ""]
     return "\n".join(lines)
 
 
