@@ -21,6 +21,7 @@ from vi_tutorial.families import (
     MeanFieldNormal,
     PerDatapoint,
     SemiAmortised,
+    VampPrior,
     standard_normal,
 )
 from vi_tutorial.models import LinearGaussian
@@ -247,3 +248,20 @@ class _Affine(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight
+
+
+def test_defaults_and_starts() -> None:
+    q = LowRankNormal(3)
+    assert q.factor.shape == (3, 1)
+    assert torch.equal(q().mean, torch.zeros(3))
+    model = LinearGaussian(torch.ones(1, 1), torch.zeros(1), torch.ones(()))
+    encoder = DiagonalNormalHead(mlp(1, 2), 1)
+    assert SemiAmortised(encoder, model.given, num_steps=1, step_size=0.1).num_samples == 1
+    with pytest.raises(ValueError, match="numbers must have 2 dimension"):
+        PerDatapoint(encoder, torch.zeros(2))
+
+
+def test_pseudo_inputs_may_have_one_column() -> None:
+    prior = VampPrior(DiagonalNormalHead(mlp(1, 4), 2), torch.rand(5, 1))
+    assert prior().event_shape == (2,)
+    assert torch.allclose(prior().mixture_distribution.probs, torch.full((5,), 0.2))

@@ -286,3 +286,16 @@ def test_convolutional_sizes_that_do_not_fit_are_refused() -> None:
     head = DiagonalNormalHead(convolutional_encoder(8, 4), 2)
     with pytest.raises(ValueError, match=r"inputs must have shape \(3, 64\) \(rows of pixels\); received \(3, 128\)"):
         head(torch.zeros(3, 128))
+
+
+def test_heads_check_their_own_numbers_as_they_are_made() -> None:
+    network, least = mlp(2, 4), -(2**31)
+    DiscretisedNormalHead(network, 2, least, least + 1)
+    with pytest.raises(ValueError, match="low must be at least"):
+        DiscretisedNormalHead(network, 2, least - 1, 3)
+    with pytest.raises(TypeError, match="low must be an int"):
+        DiscretisedNormalHead(network, 2, 0.5, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="min_scale must be a number"):
+        NormalHead(network, 4, torch.ones(()), min_scale="0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale"):
+        NormalHead(network, 4, torch.tensor(0.5), min_scale=0.5)
