@@ -248,3 +248,19 @@ def test_an_oracle_gives_the_same_answers_twice(position: int) -> None:
     answers = iter(right_answers(position))
     verdict = exercise.verdict(lambda *_: next(answers))
     assert verdict.status == "correct"
+
+
+def test_points_are_the_share_of_the_cases_that_come_out_right() -> None:
+    double = Exercise(
+        "01.E9", "Double x.", lambda x: x + x, ((1.0,), (3.0,)), {"the square": lambda x: x**2, "x": lambda x: x}
+    )
+
+    def raises_at_three(x: float) -> float:
+        if x == 3:
+            raise ZeroDivisionError
+        return 2 * x
+
+    assert double.points(lambda x: 2 * x) == 1
+    assert double.points(lambda x: 2 * x, out_of=10) == 10
+    assert double.points(raises_at_three, out_of=10) == 5
+    assert double.points(lambda x: 7.0, out_of=10) == 0
