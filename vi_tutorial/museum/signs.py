@@ -29,18 +29,19 @@ def _kl_stage(version: Version) -> Stage:
     q = setting.q
 
     def divergence(q: Distribution, p: Distribution) -> Tensor:
+        """Of any two: a KL is the same after an affine map, and one such map makes p standard Normal."""
         assert isinstance(q, Independent)
-        return version(q.mean, q.stddev.log())
+        assert isinstance(p, Independent)
+        return version((q.mean - p.mean) / p.stddev, (q.stddev / p.stddev).log())
 
     estimates = setting.log_likelihood_per_pixel(q.rsample((4000,))).sum(-1) - version(setting.loc, setting.log_scale)
-    almost = diagonal_normal(torch.zeros(3, 5, dtype=torch.float64), torch.full((5,), 0.7, dtype=torch.float64))
-    prior = diagonal_normal(torch.zeros(3, 5, dtype=torch.float64), torch.ones(5, dtype=torch.float64))
+    narrower = diagonal_normal(setting.loc, setting.log_scale.exp() / 1.2)  # the digits' best diagonal posteriors
 
     def of_rows(numbers: Tensor) -> Tensor:
         return version(*numbers.chunk(2, dim=-1))
 
     return {
-        "kl_is_a_divergence": (almost, prior, 1e-8, lambda a, b: divergence(a, b) if b is prior else 0 * a.mean[:, 0]),
+        "kl_is_a_divergence": (narrower, q, 1e-8, divergence),
         "stays_below_the_evidence": (estimates.detach(), setting.log_evidence),
         "batch_repetition_changes_nothing": (
             of_rows,
