@@ -1358,6 +1358,7 @@ CASES: dict[str, Case] = {
     ),
     "exhibit: an unknown name": Case(lambda: museum.exhibit("nothing"), KeyError, "name", "nothing", "one of|expected"),
     "guess: an unknown name": Case(lambda: museum.guess("nothing"), KeyError, "name", "nothing", "one of|expected"),
+    "reveal: an unknown number": Case(lambda: museum.reveal("7a"), KeyError, "name", "7a", "one of"),
     "show: an unknown version": Case(
         lambda: museum.show(museum.EXHIBITS[0].name, "middling"), ValueError, "version", "middling", "wrong"
     ),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
-from vi_tutorial import checkers, museum
-from vi_tutorial.museum import EXHIBITS, ROOMS, Exhibit, exhibit, guess, run_checkers, show
+from vi_tutorial import checkers
+from vi_tutorial.museum import EXHIBITS, NUMBERS, ROOMS, Exhibit, exhibit, guess, reveal, run_checkers, show
 
 exhibits = pytest.mark.parametrize("item", EXHIBITS, ids=lambda item: item.name)
 
@@ -114,10 +117,41 @@ def test_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
         run_checkers(exhibit("kl-averaged"), "left")
 
 
-def test_what_is_shown_gives_nothing_away(capsys: pytest.CaptureFixture[str]) -> None:
-    for item in museum.EXHIBITS:
-        show(item.name)
+def test_every_exhibit_has_a_number_which_gives_nothing_away(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(NUMBERS.values()) == [item.name for item in EXHIBITS]
+    for number, name in NUMBERS.items():
+        assert exhibit(number) is exhibit(name)
+        assert number[0] == str(exhibit(name).room)
+        show(number)
+        guess(number)
         said = capsys.readouterr().out
-        assert said.startswith(f"# {item.title}\ndef f(")
+        assert said.startswith(f"# {number}: {exhibit(name).title}\ndef f(")
+        assert said.endswith(f"{number}: no guess yet\n")
         assert "wrong" not in said
-        assert item.name not in said
+        assert name not in said
+
+
+def test_the_label_is_the_guess_with_the_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("1a", "6c"):
+        reveal(number)
+        said = " ".join(capsys.readouterr().out.split())
+        item = exhibit(number)
+        for words in (f"{number} is {item.name}", item.symptom, item.mend, item.reference, *item.checkers):
+            assert words in said
+    with pytest.raises(KeyError, match="one of 1a, 1b"):
+        reveal("7a")
+
+
+def test_the_chapter_shows_before_it_asks_and_asks_before_it_reveals() -> None:
+    path = Path(__file__).resolve().parents[1] / "notebooks" / "20_the_bug_museum.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    places = {
+        (verb, number): place
+        for place, source in enumerate(cells)
+        for verb, number in re.findall(r"^museum\.(show|guess|reveal)\(\"(\w+)\"\)", source, re.MULTILINE)
+    }
+    asked = [number for verb, number in places if verb == "guess"]
+    assert len(asked) >= 12
+    for number in asked:
+        assert number in NUMBERS, "a name would be a diagnosis"
+        assert places["show", number] < places["guess", number] < places["reveal", number]

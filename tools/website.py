@@ -134,9 +134,9 @@ def bug_museum() -> str:
     ]
     for number, room in museum.ROOMS.items():
         lines += [f"## Room {number}: {room}", ""]
-        for item in (entry for entry in museum.EXHIBITS if entry.room == number):
+        for code, item in ((code, museum.exhibit(code)) for code in museum.NUMBERS if code.startswith(str(number))):
             catches = ", ".join(f"`{name}`" for name in item.checkers)
-            lines += ["::::{container} exhibit", "", f"**{escaped(item.name)}**: {escaped(item.title)}", ""]
+            lines += ["::::{container} exhibit", "", f"**{code} {escaped(item.name)}**: {escaped(item.title)}", ""]
             lines += [escaped(item.symptom), ""]
             for version, label in (("wrong", "Wrong"), ("right", "Right")):
                 lines += [f"{label}:", "", "```python", item.code(version), "```", ""]

@@ -54,44 +54,45 @@ torch.set_default_dtype(torch.float64)
 _ = torch.manual_seed(0)
 
 # %% [markdown]
-# ## Five numbers called ELBO
+# ## Six numbers called ELBO
 #
-# The exhibits of this museum were public once: in official examples, in libraries, in teaching notebooks. We wrote each of them
-# anew in a few lines, and put it on real data with a model whose log evidence is exact. Here are eight handwritten digits
-# under probabilistic PCA, as in [chapter 06](06_learning_theta_and_phi.ipynb), and what six programs report as their ELBO.
+# Nearly all exhibits of this museum were public once: in official examples, in libraries, in teaching notebooks. (Two are relatives of
+# reported bugs; their labels say so.) We wrote each of them anew in a few lines, and put it on real data with a model whose log evidence is
+# exact. Here are eight handwritten digits under probabilistic PCA, as in [chapter 06](06_learning_theta_and_phi.ipynb), and what six programs
+# report as their ELBO. Which of them would you publish?
 
 # %%
-opening = ["kl-averaged", "kl-per-pixel", "log-variance-as-log-scale", "noise-scaled-once"]
-extreme = ["kl-times-batch", "pixels-averaged"]
-reported = {name: museum.exhibit(name).measured() for name in opening + extreme}
-right_value = reported["kl-averaged"][1]
+programs = dict(zip("ABCDEF", ("3b", "1c", "1b", "1a", "1d", "3a"), strict=True))  # where they hang in the museum
+reported = {letter: museum.exhibit(number).measured() for letter, number in programs.items()}
+right_value = reported["A"][1]
 
 counts = data.digits().train
 model = models.probabilistic_pca_mle(counts, 5).requires_grad_(False)
 x = counts[:8]
 log_evidence = model.log_evidence(x)
-for name, (value, _right) in reported.items():
-    print(f"{name:<26} {value:7.1f}")
-print(f"{'the mend':<26} {right_value:7.1f}\n{'exact log evidence':<26} {log_evidence.mean():7.1f}")
+for letter, (value, _right) in reported.items():
+    print(f"program {letter:<22} {value:7.1f}")
+print(f"{'right code':<30} {right_value:7.1f}\n{'exact log evidence':<30} {log_evidence.mean():7.1f}")
 assert all(value > log_evidence.mean() for value, _right in reported.values())
 assert right_value < log_evidence.mean()
 
-# %% mystnb={"image": {"alt": "Dots on a line of nats. Four programs called kl-averaged, kl-per-pixel, log-variance-as-log-scale and noise-scaled-once stand to the right of a black vertical line, the log evidence; one dot, the mend, stands left of it."}}
+# %% mystnb={"image": {"alt": "Dots on a line of nats. Four programs called A, C, D and F stand to the right of a black vertical line, the log evidence; one square, right code, stands left of it."}}
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 2.9))
-    names = [*opening, "the mend"]
-    values = [reported[name][0] for name in opening] + [right_value]
+    rows = {f"program {letter}": reported[letter][0] for letter in "ACDF"} | {"right code": right_value}
     ax.axvline(log_evidence.mean(), color=plots.COLOURS.evidence)
     ax.text(log_evidence.mean(), -0.75, " exact log evidence", size=10, weight="bold", va="center")
-    for row, (_name, value) in enumerate(zip(names, values, strict=True)):
-        colour = plots.COLOURS.accent if row == len(opening) else plots.COLOURS.q
-        ax.plot(value, row, "s" if row == len(opening) else "o", color=colour, markersize=9)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(ylim=(len(names) - 0.5, -1.2), xlabel="reported ELBO (nats per digit)")
+    for row, (name, value) in enumerate(rows.items()):
+        right = name == "right code"
+        ax.plot(
+            value, row, "s" if right else "o", color=plots.COLOURS.accent if right else plots.COLOURS.q, markersize=9
+        )
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(ylim=(len(rows) - 0.5, -1.2), xlabel="reported ELBO (nats per digit)")
     ax.set_title("Four “lower bounds” that lie above what they bound")
 
 # %% [markdown]
-# (The last two programs of the list are so far off that they would not fit in the picture.) With the evidence at hand the
+# (B and E are so far off that they would not fit in the picture.) With the evidence at hand the
 # error is plain. In your own work it is not at hand: only the numbers are, and a number that is *better* than it should
 # be is not often questioned.
 #
@@ -139,32 +140,48 @@ for name, std in (("exp(½ log σ²)", (0.5 * log_variance).exp()), ("exp(log σ
 #
 # ## How to visit
 #
-# `museum.show(name)` shows a piece of code: you know what it is for, not what is wrong with it. Read it. Decide which law it breaks, and *write your
-# guess* in the next cell. `museum.guess(name, checker)` then runs every checker that applies, on real data. Six rooms:
+# Exhibits have numbers, 1a to 6c: a name would be a diagnosis. `museum.show("1a")` shows a piece of code. You know what it is for, not what is
+# wrong with it. Read it, and decide which of the nine laws it breaks. Then **write your guess** into the cell that asks for it:
+# `museum.guess("1a", "kl_is_a_divergence")`, for instance. It runs every checker that applies, on real data, and tells you which bark. Only below the
+# heading *Opened* do the labels hang. Six rooms:
 
 # %%
-for number, title in museum.ROOMS.items():
-    names = [item.name for item in museum.EXHIBITS if item.room == number]
-    print(f"room {number}  {title}: {len(names)}\n        {', '.join(names)}")
+for room, title in museum.ROOMS.items():
+    numbers = [number for number in museum.NUMBERS if number.startswith(str(room))]
+    print(f"room {room}  {title:<22} {' '.join(numbers)}")
 
 # %% [markdown]
-# ## Room 1. Sums that became means
+# ## Room 1. Objectives
 #
-# In this room the code gets $\log p_\theta(x_d \mid z)$ for every pixel $d$, shape $(K, B, D)$, and the KL of every latent, shape $(B, L)$. It was
-# reported in at least three repositories.
+# The code of this room gets $\log p_\theta(x_d \mid z)$ for every pixel $d$, shape $(K, B, D)$, the KL of every latent, shape $(B, L)$, and the number $N$
+# of datapoints. It returns the bound of each datapoint, one for each draw.
 
 # %%
-museum.show("kl-averaged")
-
-# %% [markdown]
-# The KL is what is wrong, so the checker for KLs should bark? Our guess stands in the cell. Change it if you think otherwise,
-# *before* you run it.
+museum.show("1a")
 
 # %%
-museum.guess("kl-averaged", "kl_is_a_divergence")
+museum.show("1c")
+
+# %%
+museum.show("1d")
 
 # %% [markdown]
-# It stays silent. A KL averaged over latents is still not negative, still zero at equality. It obeys every law of KLs that looks at
+# Users of the last one asked several times where the weight 0.00025 comes from. A comment in the code says that it accounts for the
+# minibatch. Which law can see such a factor? And the first two: would a checker for KLs bark?
+
+# %%
+museum.guess("1a")  # put the name of a checker here, as museum.guess("1a", "kl_is_a_divergence")
+museum.guess("1c")
+museum.guess("1d")
+
+# %% [markdown]
+# ### Room 1, opened
+
+# %%
+museum.reveal("1a")
+
+# %% [markdown]
+# The KL is what is wrong, and the checker for KLs is silent! A KL averaged over latents is still not negative, still zero at equality. It obeys every law of KLs that looks at
 # one number at a time. It breaks a law of *bounds*: what remains of the KL is too little to keep the number below the evidence.
 # How much too little we can say exactly, for any model:
 #
@@ -184,7 +201,7 @@ exact_elbo = model.elbo(x, q)  # a closed form of chapter 02
 checks.monte_carlo(
     "20.1",
     "averaging the KL over L latents adds (1 − 1/L) KL(q‖p) to the ELBO",
-    museum.exhibit("kl-averaged").wrong(log_likelihood, each, len(counts)),
+    museum.exhibit("1a").wrong(log_likelihood, each, len(counts)),
     exact_elbo + (1 - 1 / 5) * kl,
     wrong={"the ELBO itself": exact_elbo, "the whole KL comes back": exact_elbo + kl, "1/L of it": exact_elbo + kl / 5},
 )
@@ -194,8 +211,7 @@ checks.monte_carlo(
 # function whose default reduction is the mean.
 
 # %%
-museum.show("pixels-averaged")
-museum.guess("pixels-averaged", "stays_below_the_evidence")
+museum.reveal("1c")
 
 # %% [markdown]
 # What does it do to training? Multiply by $D = 64$, which moves no optimum: the likelihood is summed again, and the KL weighs 64 times. That is
@@ -214,24 +230,37 @@ assert active == {1: 5, 64: 0}
 # All five collapse. For this model at this $\sigma^2$ the collapse is what the objective asks for, so no learning rate and no warm-up would be of use.
 # Look at the reductions first.
 #
-# The third of this room is "explained" in its comments as a correction for minibatches. Which law can see a factor that depends on the
-# batch?
+# The third:
 
 # %%
-museum.show("kl-times-batch")
-museum.guess("kl-times-batch", "batch_repetition_changes_nothing")
+museum.reveal("1d")
 
 # %% [markdown]
 # Each datapoint has its own $z$, and its own KL. No factor $B/N$ belongs there. It belongs where *one* latent is shared by all $N$ datapoints, as in
-# [chapter 04](04_vi_on_your_own_model.ipynb). Users of that code asked several times where the default weight 0.00025 comes from.
+# [chapter 04](04_vi_on_your_own_model.ipynb).
 #
-# ## Room 2. Densities that are none
+# ## Room 2. Log densities
 #
-# Or are they? This is a mixture of two Normals in the plane, used as a prior.
+# A mixture of two Normals in the plane, used as a prior; and an affine flow with its log-determinant.
 
 # %%
-museum.show("mixture-per-dimension")
-museum.guess("mixture-per-dimension", "density_integrates_to_one")
+museum.show("2a")
+
+# %%
+museum.show("2b")
+
+# %% [markdown]
+# Two laws are made for densities: one integrates, one draws. For each of the two, would both bark?
+
+# %%
+museum.guess("2a")
+museum.guess("2b")
+
+# %% [markdown]
+# ### Room 2, opened
+
+# %%
+museum.reveal("2a")
 
 # %% [markdown]
 # The integral is one! The code *is* a density, but another model's: in each dimension a component is chosen anew. For two clusters of eruptions,
@@ -239,7 +268,7 @@ museum.guess("mixture-per-dimension", "density_integrates_to_one")
 # plain; in a log-likelihood it is a number like any other.
 
 # %% mystnb={"image": {"alt": "Two panels of Old Faithful's eruptions, standardised duration against waiting time. Left: contours of the mixture enclose the two clusters of points. Right: contours of the wrong density also enclose two regions without any points, upper left and lower right."}}
-item = museum.exhibit("mixture-per-dimension")
+item = museum.exhibit("2a")
 eruptions = data.old_faithful()
 eruptions = (eruptions - eruptions.mean(0)) / eruptions.std(0)
 long = data.old_faithful()[:, 0] >= 3
@@ -280,11 +309,10 @@ print(f"mass elsewhere: {elsewhere:.3f}; in the mixture {together:.3f}")
 # So which checker saw it? Draws from the mixture do not follow the density that scores them. That a *scorer* and a *sampler* are written
 # separately is itself the danger; where one object has both, as in `torch.distributions`, they rarely part.
 #
-# The neighbour is the reverse case. The log density of an affine flow:
+# The neighbour is the reverse case.
 
 # %%
-museum.show("log-determinant-broadcast")
-museum.guess("log-determinant-broadcast", "samples_match_density")
+museum.reveal("2b")
 
 # %% [markdown]
 # Here the sampler is right, and Stein's identity cannot see a constant factor: $\log q$ enters it only through its derivative. The integral sees
@@ -297,7 +325,7 @@ log_det = -math.log(durations.std() * residual)
 
 
 def wrong_density(b, a):
-    return museum.exhibit("log-determinant-broadcast").wrong(torch.tensor([[a, b]]), torch.tensor([log_det])).exp()
+    return museum.exhibit("2b").wrong(torch.tensor([[a, b]]), torch.tensor([log_det])).exp()
 
 
 mass = integrate.dblquad(wrong_density, -8, 8, -8, 8, epsabs=1e-6)[0] * math.exp(-log_det)  # dx = du / |det|
@@ -313,29 +341,52 @@ checks.quadrature(
 # In minutes the integral is about 0.15; in hours it would be above one. A "likelihood" that depends on the unit in this way can be improved by
 # choosing the unit.
 #
-# `squared-error` hangs here too: $-\sum_d (x_d - m_d)^2$ as "the" Gaussian log-likelihood is a Normal with $\sigma^2 = \tfrac12$ whose constant is missing. The constant
+# Number 2f hangs here too, unopened so far: $-\sum_d (x_d - m_d)^2$ as "the" Gaussian log-likelihood is a Normal with $\sigma^2 = \tfrac12$ whose constant is missing. The constant
 # is harmless in training. The $\sigma^2$ is not: it sets the weight of the KL ([chapter 11](11_the_variance_trap.ipynb)).
 #
-# ## Room 3. Noise of the wrong size
+# ## Room 3. Draws
 #
-# The report of this exhibit is a model of its kind. It says what the number should be: "around 90 to 100" on MNIST where the program gave 60.
+# A reparameterised draw with a noise that can be adjusted.
 
 # %%
-museum.show("noise-scaled-once")
-museum.guess("noise-scaled-once", "bounds_are_ordered")
+museum.show("3b")
 
 # %% [markdown]
+# Think of what each part of the program believes the scale of $q$ to be. How many laws break?
+
+# %%
+museum.guess("3b")
+
+# %% [markdown]
+# ### Room 3, opened
+
+# %%
+museum.reveal("3b")
+
+# %% [markdown]
+# The report is a model of its kind: it says what the number should be, "around 90 to 100" on MNIST where the program gave 60.
 # Three checkers bark, and one that people trust does not: every parameter gets its gradient. The draws hardly leave the mean, so the
-# decoder sees an autoencoder's codes, while the KL is charged for wide ones. The factor "appeared to produce better results", and went in and
-# out of that file several times.
+# decoder sees an autoencoder's codes, while the KL is charged for wide ones. Of such a factor a commenter said that it "appeared to produce
+# better results": it went in and out of that example several times.
 #
-# ## Room 4. Signs, logarithms and names
+# ## Room 4. Formulas and reports
 #
 # The network's output is $\log \sigma$. Is this the KL from $\mathcal{N}(m, \sigma^2)$ to $\mathcal{N}(0, 1)$?
 
 # %%
-museum.show("half-a-logarithm")
-museum.guess("half-a-logarithm", "kl_is_a_divergence")
+museum.show("4a")
+
+# %% [markdown]
+# At which $\sigma$ is it smallest?
+
+# %%
+museum.guess("4a")
+
+# %% [markdown]
+# ### Room 4, opened
+
+# %%
+museum.reveal("4a")
 
 # %% [markdown]
 # Now the checker for KLs has work: a KL below zero. The formula of Kingma & Welling (2014, appendix B) has $\log \sigma^2$. A log *scale* in the place of a log
@@ -349,8 +400,34 @@ museum.guess("half-a-logarithm", "kl_is_a_divergence")
 # With $K$ draws the weights matter. "Use the closed form of the KL where you can: it has less variance" is good advice for $K = 1$:
 
 # %%
-museum.show("iwae-with-analytic-kl")
-museum.guess("iwae-with-analytic-kl", "batch_repetition_changes_nothing")
+museum.show("5c")
+
+# %% [markdown]
+# Three more of this room look alike. Each gets $\log w$, shape $(K, B)$, and must return something whose gradient is that of the importance-weighted bound,
+# a weighted sum (Burda, Grosse & Salakhutdinov 2016, eq. 14). One of them is right.
+
+# %%
+museum.show("5d")
+
+# %%
+museum.show("5d", "right")
+
+# %%
+museum.show("5e")
+
+# %% [markdown]
+# The middle one is right. What is wrong with the others, and which law can tell?
+
+# %%
+museum.guess("5c")
+museum.guess("5d")
+museum.guess("5e")
+
+# %% [markdown]
+# ### Room 5, opened
+
+# %%
+museum.reveal("5c")
 
 # %% [markdown]
 # It is a true ELBO for $K = 1$, and a true IWAE for none. By Jensen's inequality, with more draws
@@ -376,7 +453,7 @@ def curve(version):
     return np.array(values)
 
 
-item = museum.exhibit("iwae-with-analytic-kl")
+item = museum.exhibit("5c")
 wrong_curve, right_curve = curve(item.wrong), curve(item.right)
 crossing = sizes[int((wrong_curve > log_evidence.mean().item()).argmax())]
 assert wrong_curve[-1] > log_evidence.mean() + 1
@@ -397,13 +474,9 @@ with plots.style():
     ax.legend(loc="center right", bbox_to_anchor=(1, 0.62))
 
 # %% [markdown]
-# ### Two gradients that look alike
-#
-# The gradient of the importance-weighted bound is a weighted sum (Burda, Grosse & Salakhutdinov 2016, eq. 14). Three programs for it were
-# public, one in a commented-out line. Which of these is right: $\tilde{w} = \operatorname{softmax}(\log w)$, the same without `detach`, or the softmax of the *loss*?
-#
-# Reading will not settle it. An exact gradient does. One waiting time, a latent $z \sim \mathcal{N}(0, 1)$, $x \mid z \sim \mathcal{N}(z, 0.5^2)$, an encoder $\mathcal{N}(m, 0.8^2)$, two draws:
-# the expected bound is an integral over two numbers, which NumPy can do on a grid, and differentiate by a small step in $m$.
+# **Gradients that look alike.** Both wrong ones come from one public program, in which a loss went by the name of a log weight.
+# Reading does not settle which of three similar lines is right. An exact gradient does. One waiting time, a latent $z \sim \mathcal{N}(0, 1)$, $x \mid z \sim \mathcal{N}(z, 0.5^2)$,
+# an encoder $\mathcal{N}(m, 0.8^2)$, two draws: the expected bound is an integral over two numbers, which NumPy can do on a grid, and differentiate by a small step in $m$.
 
 # %%
 observed = eruptions[0, 1].item()
@@ -423,9 +496,7 @@ m = torch.zeros(20_000, requires_grad=True)
 z_pair = m + 0.8 * torch.randn(2, 20_000)
 log_weight = Normal(0.0, 1.0).log_prob(z_pair) + Normal(z_pair, 0.5).log_prob(torch.tensor(observed))
 log_weight = log_weight - Normal(m, 0.8).log_prob(z_pair)
-programs = {name: museum.exhibit(name) for name in ("weights-of-the-loss", "weights-not-detached")}
-for item in programs.values():
-    print(item.code())
+alike = {item.name: item for item in (museum.exhibit("5d"), museum.exhibit("5e"))}
 
 
 def gradients(version):
@@ -435,32 +506,50 @@ def gradients(version):
 checks.monte_carlo(
     "20.4",
     "the sum of detached, normalised weights times log w has the bound's gradient",
-    gradients(programs["weights-of-the-loss"].right),
+    gradients(museum.exhibit("5d").right),
     exact_gradient,
-    wrong={name: gradients(item.wrong).mean() for name, item in programs.items()},
+    wrong={name: gradients(item.wrong).mean() for name, item in alike.items()},
 )
+
+# %%
+museum.reveal("5d")
+museum.reveal("5e")
 
 # %% [markdown]
 # Why "not detached" is wrong is worth a minute: $\nabla \sum_k \tilde{w}_k \log w_k$ has two terms, and the second, $\sum_k (\nabla \tilde{w}_k) \log w_k$, is not zero on average. Nothing
 # in the *value* of the surrogate tells: no curve would show it.
 #
-# ## Room 6. What does not move, or moves for ever
+# ## Room 6. What learns
 #
-# A regression of wines' alcohol on two other measurements. You may want the checker for parameters:
+# A regression of wines' alcohol on two other measurements; and a score-function gradient, which weighs $\nabla_\phi \log q_\phi(z)$ with a learning signal.
 
 # %%
-museum.show("unused-predictor")
-museum.guess("unused-predictor", "every_parameter_gets_gradient")
+museum.show("6b")
+
+# %%
+museum.show("6a")
 
 # %% [markdown]
-# Silent again! The coefficient *does* get a gradient: from its prior. It is the data that do not reach it, and the law about columns says so. The symptom is a
-# posterior for proline that is the prior: mean zero, in a report an "effect not distinguishable from zero".
-#
-# The next one is from the text of a course, and it is our animation. The score-function gradient weighs $\nabla_\phi \log q_\phi(z)$ with a learning signal:
+# For the first you may want the checker for parameters.
 
 # %%
-museum.show("signal-without-log-q")
-museum.guess("signal-without-log-q", "gradient_is_unbiased")
+museum.guess("6b")
+museum.guess("6a")
+
+# %% [markdown]
+# ### Room 6, opened
+
+# %%
+museum.reveal("6b")
+
+# %% [markdown]
+# The checker for parameters is silent: the coefficient *does* get a gradient: from its prior. It is the data that do not reach it, and the law about columns says so. The symptom is a
+# posterior for proline that is the prior: mean zero, in a report an "effect not distinguishable from zero".
+#
+# The next one is from the text of a course, and it is our animation.
+
+# %%
+museum.reveal("6a")
 
 # %% [markdown]
 # Follow both gradients in expectation, which for Normals is a closed form. With the signal $\log p_\theta(x, z)$ alone the objective is $\mathbb{E}_q[\log p_\theta(x, z)]$: the
@@ -522,18 +611,18 @@ caught = torch.tensor([[bool(row[name]) for name in names] for row in table["wro
 applies = torch.tensor([[row[name] is not None for name in names] for row in table["wrong"].values()])
 alarms = sum(bool(words) for row in table["right"].values() for words in row.values())
 best = int(caught.sum(0).max())
+by_gradients = torch.tensor(["gradient" in name for name in names])
+one_mended = caught.any(1).sum() - 1  # had one of the wrong versions been the right one
 checks.enumeration(
     "20.5",
     "every bug of the museum is caught by a checker, and no mend by any",
     [int(caught.any(1).sum()), alarms],
     [len(museum.EXHIBITS), 0],
     wrong={
-        "the most successful checker alone": [best, 0],
-        "only those that look at values, not at gradients": [
-            int(caught[:, [i for i, n in enumerate(names) if "gradient" not in n]].any(1).sum()),
-            0,
-        ],
-        "barking at everything": [len(museum.EXHIBITS), int(applies.sum())],
+        "without the laws of gradients": [int(caught[:, ~by_gradients].any(1).sum()), 0],
+        "without samples": [int(caught[:, [name != "samples_match_density" for name in names]].any(1).sum()), 0],
+        "one wrong version mended by mistake": [int(one_mended), 0],
+        "one mend that is none": [len(museum.EXHIBITS), 1],
     },
 )
 print(f"{len(museum.EXHIBITS)} exhibits, {int((caught.sum(1) == 1).sum())} of them caught by one checker only")
@@ -551,7 +640,7 @@ with plots.style():
     for row in range(1, len(rooms)):
         if rooms[row] != rooms[row - 1]:
             ax.axhline(row - 0.5, color=plots.COLOURS.muted, linewidth=0.8)
-    ax.set_yticks(range(len(rooms)), [f"{item.room}  {item.name}" for item in museum.EXHIBITS])
+    ax.set_yticks(range(len(rooms)), [f"{number}  {name}" for number, name in museum.NUMBERS.items()])
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="left")
     ax.xaxis.tick_top()
     ax.grid(False)
@@ -561,9 +650,10 @@ with plots.style():
 # %% [markdown]
 # Three things to read in it. Most rows have **one** square: drop a checker, and something walks through. The column that catches most needs
 # an exact evidence, so a small model you can solve is worth more than a large one you cannot. And a dot is information: *"every parameter gets
-# gradient"* applies to more than half of the exhibits and catches one, since wrong objectives have gradients too.
+# gradient"* applies to more than half of the exhibits and catches one, and that one only when its number is NaN already, since wrong objectives have
+# gradients too. An *empty* cell is a choice of ours, though: no such test was set up for that exhibit. So count squares against dots, not against blanks.
 #
-# Each exhibit carries its label: `museum.exhibit(name).symptom`, `.mend` and `.reference`, the place where it was reported.
+# `museum.reveal` opens the others too: `for number in museum.NUMBERS: museum.reveal(number)` prints the whole catalogue.
 #
 # ## What no checker can see
 #

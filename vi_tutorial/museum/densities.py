@@ -1,4 +1,4 @@
-"""Room 2: densities that are none, or another model's."""
+"""Room 2: log densities."""
 
 from __future__ import annotations
 

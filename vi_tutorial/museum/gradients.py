@@ -1,4 +1,4 @@
-"""Room 6: what does not move, or moves for ever."""
+"""Room 6: what learns."""
 
 from __future__ import annotations
 

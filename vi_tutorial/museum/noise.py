@@ -1,4 +1,4 @@
-"""Room 3: noise of the wrong size."""
+"""Room 3: draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room 4: signs, logarithms and names."""
+"""Room 4: formulas and reports."""
 
 from __future__ import annotations
 

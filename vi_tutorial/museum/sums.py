@@ -1,4 +1,4 @@
-"""Room 1: sums that became means."""
+"""Room 1: objectives."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ EXHIBITS = (
     Exhibit(
         "kl-per-pixel",
         1,
-        "the bound, each term normalised",
+        "the bound from a reconstruction term and a KL, normalised",
         _kl_per_pixel_wrong,
         _bound_right,
         _bound_stage,
@@ -124,7 +124,7 @@ EXHIBITS = (
     Exhibit(
         "pixels-averaged",
         1,
-        "the bound with a mean loss over pixels",
+        "the bound from a loss over pixels and a KL",
         _pixels_averaged_wrong,
         _bound_right,
         _bound_stage,

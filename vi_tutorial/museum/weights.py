@@ -1,4 +1,4 @@
-"""Room 5: many samples, few of them used well."""
+"""Room 5: many samples."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ EXHIBITS = (
         "The worst draws teach the encoder most.",
         ("gradient_is_unbiased",),
         "The weights are the softmax of log w; the loss has the other sign.",
-        "AntixK/PyTorch-VAE issue 34 and pull request 53",
+        "read in models/iwae.py of AntixK/PyTorch-VAE, where what is called a log weight is a loss",
     ),
     Exhibit(
         "weights-not-detached",
