@@ -8,8 +8,9 @@ CHAPTERS ?=
 # Paths are relative, so that the folder's own path may contain spaces.
 PY := .venv/bin/python
 INSTALLED := .venv/installed
+REVEAL := build/npm/node_modules/reveal.js/dist/reveal.js
 
-.PHONY: help run test lab check format execute bench mutants site student assignment clean install
+.PHONY: help run test lab check format execute bench mutants site slides student assignment clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -44,6 +45,12 @@ bench: $(INSTALLED) ## compare with the peers (installs them; about ten minutes;
 
 site: $(INSTALLED) ## the chapters as a web site, from their stored outputs (build/site/index.html)
 	@$(PY) tools/website.py
+
+slides: $(INSTALLED) $(REVEAL) ## slides for lectures, made from the chapters (build/slides; npm fetches reveal.js)
+	@$(PY) tools/slides.py $(CHAPTERS)
+
+$(REVEAL):
+	npm install --prefix build/npm --no-save --no-audit --no-fund --ignore-scripts reveal.js@6.0.2
 
 mutants: $(INSTALLED) ## break the package on purpose and count what the tests and the chapters notice (about an hour)
 	$(PY) tools/mutants.py

@@ -2,12 +2,8 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
@@ -23,9 +19,6 @@ SITE = ROOT / "build" / "site"
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OTHER_HOST = re.compile(r"^(https?:)?//")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
 # As many pages of each kind as time allows; their colours come from the same style sheets.
 COLOURS = ["index", "chapters/05_em_is_coordinate_ascent", "museum", "api/vi_tutorial.elbo"]
 
@@ -117,53 +110,17 @@ def test_the_museum_shows_every_exhibit(pages):
     assert len(exhibits) == len(museum.EXHIBITS)
 
 
-@pytest.fixture(scope="module")
-def address(site):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def tab(browser, address):
-    """A function that opens a page as a phone or a desk sees it; what went wrong is in its ``troubles``."""
-    contexts = []
+def tab(browser_tab, serve, site):
+    """A function that opens a page of the site, its formulas typeset."""
+    address = serve(site)
 
     def open_page(name, size=DESK, scheme="light"):
-        if not contexts or contexts[-1].asked != (size, scheme):
-            contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
-            contexts[-1].asked = (size, scheme)
-            contexts[-1].set_default_timeout(90_000)  # a busy machine is not a fault
-            contexts[-1].route(lambda url: not url.startswith((address, "data:")), lambda route: route.abort())
-        page = contexts[-1].new_page()
-        page.troubles = []
-        page.on("console", lambda message: message.type == "error" and page.troubles.append(message.text))
-        page.on("pageerror", lambda error: page.troubles.append(str(error)))
-        page.on("requestfailed", lambda request: page.troubles.append(request.url))
-        page.goto(f"{address}{name}.html")
+        page = browser_tab(f"{address}{name}.html", size, scheme)
         page.evaluate("() => window.MathJax && MathJax.startup && MathJax.startup.promise")
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def test_every_page_loads_is_typeset_and_fits_a_phone(tab, pages):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -74,3 +76,27 @@ def test_a_prediction_has_a_slide_of_its_own():
     (slide,) = slides.of_text("Two guides stand in fog. Predict: which is lower? Say it aloud. Then look.")
     assert "which is lower? Say" not in slide.split("Predict")[0]
     assert "fog" not in slide
+
+
+OVERFLOW = """() => [...document.querySelectorAll(".slides > section")].flatMap((slide, number) => {
+  slide.style.display = "block";
+  const size = [slide.scrollWidth, slide.scrollHeight];
+  slide.style.display = "";
+  return size[0] > 1281 || size[1] > 721 ? [[number + 1, ...size]] : [];
+})"""
+
+
+def test_every_deck_in_a_browser(browser_tab, serve):
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine")
+    root = CHAPTERS[0].parents[1]
+    made = subprocess.run(["make", "slides"], cwd=root, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    address = serve(root / "build" / "slides")
+    for chapter in CHAPTERS:
+        page = browser_tab(f"{address}{chapter.stem}.html", {"width": 1280, "height": 720})
+        page.wait_for_selector("body[data-ready]", state="attached")
+        assert not page.troubles, chapter.stem
+        assert page.evaluate("document.querySelectorAll('mjx-merror').length") == 0, chapter.stem
+        assert page.evaluate(OVERFLOW) == [], f"{chapter.stem}: slides that do not fit, with their sizes"
+        page.close()

@@ -1,12 +1,12 @@
 """Slides for a lecture, made from the chapters: ``build/slides/NN_name.html``, one idea on each.
 
-    python tools/slides.py 05 10     or all without a number
+    make slides CHAPTERS="05 10"     or all of them
     python -m http.server -d build/slides
 
 A section of a chapter gives a slide with its opening words, then in the notebook's order one for each displayed formula
 with the sentence that leads to it, each prediction that the reader is asked for, each figure or film, and a list of
 what was verified. The section's text is in the speaker's notes (key S). The pages load nothing from elsewhere:
-reveal.js and MathJax lie beside them.
+reveal.js, which npm puts under build/npm, and MathJax are copied beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import html
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,7 +30,7 @@ from vi_tutorial._execute import select
 from vi_tutorial.cli import records
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ROOT / "build" / "npm" / "node_modules"
+REVEAL = ROOT / "build" / "npm" / "node_modules" / "reveal.js" / "dist"
 SKIPPED = ("Exercises", "Solutions", "Sources", "Next")
 VERIFIED_ON_A_SLIDE, CODE_ON_A_SLIDE = 5, 16
 SENTENCE_END = re.compile(r"(?<=[.!?:])[*_]*\s+(?=[A-Z*_$“\"(])")
@@ -276,12 +277,17 @@ def main(
     chapters: Annotated[list[str] | None, typer.Argument(help="Numbers or names.", show_default="all")] = None,
     notebooks: Annotated[Path, typer.Option(help="The folder of the chapters.")] = ROOT / "notebooks",
     output: Annotated[Path, typer.Option(help="Where the slides go.")] = ROOT / "build" / "slides",
-    modules: Annotated[Path, typer.Option(help="Where npm has put reveal.js and MathJax.")] = MODULES,
+    reveal: Annotated[Path, typer.Option(help="The folder dist of reveal.js.")] = REVEAL,
 ) -> None:
     """Write the slides of chapters."""
+    if not (reveal / "reveal.js").is_file():
+        raise typer.BadParameter(
+            f"reveal must be a folder with reveal.js, as `make slides` makes it; received {reveal}"
+        )
     output.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(modules / "reveal.js" / "dist", output / "reveal", dirs_exist_ok=True)
-    shutil.copy(modules / "mathjax" / "es5" / "tex-svg-full.js", output)
+    shutil.copytree(reveal, output / "reveal", dirs_exist_ok=True)
+    mathjax = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0]) / "static" / "mathjax"
+    shutil.copy(mathjax / "tex-svg-full.js", output)
     write_atomically(output / "slides.css", STYLE.lstrip())
     for path in select(notebooks, chapters or [], ".ipynb"):
         write_atomically(output / f"{path.stem}.html", page(nbformat.read(path, as_version=4)))
