@@ -104,8 +104,8 @@ html, body { background: var(--paper); color: var(--ink); }
 .reveal li { margin-bottom: 0.3em; }
 .reveal .figure { display: block; width: 1150px; max-height: 590px; object-fit: contain; margin: 0 auto; }
 .reveal .map { display: block; width: 800px; margin: 2em 0 0; }
-.reveal .film { text-align: center; }
-.reveal .film img { max-height: 520px; }
+.reveal .film .vi-animation { max-width: none !important; font-size: 22px; }
+.reveal .film img { width: 1150px !important; height: 510px !important; object-fit: contain; margin: 0; }
 .reveal .predict { border-left: 8px solid var(--accent); padding-left: 26px; font-size: 1.15em; }
 .reveal .verified { list-style: none; padding: 0; }
 .reveal .verified li { padding-left: 1.4em; text-indent: -1.4em; }
@@ -192,6 +192,13 @@ def is_short_definition(cell: NotebookNode) -> bool:
     )
 
 
+def shown_code(cell: NotebookNode) -> str:
+    """The code that a lecture reads together: a short definition, or an exhibit of the museum that the cell prints."""
+    if cell.source.startswith("museum.show("):
+        return "".join(output.get("text", "") for output in cell.outputs).strip()
+    return cell.source if is_short_definition(cell) else ""
+
+
 def of_text(text: str) -> Iterator[str]:
     """The slides that a markdown cell gives: its formulas and its predictions."""
     parts = blocks(text)
@@ -201,6 +208,7 @@ def of_text(text: str) -> Iterator[str]:
             after = parts[index + 1] if index + 1 < len(parts) and is_prose(parts[index + 1]) else ""
             lead = sentences(before)[-1] if before else ""
             follow = sentences(after)[0] if after else ""
+            follow = follow if follow.count("(") == follow.count(")") else ""  # an aside, cut short
             yield rendered("\n\n".join(filter(None, (lead, part, follow))))
         elif is_prose(part) and (asked := [s for s in sentences(part) if re.match(r"[*_]*Predict", s)]):
             said = sentences(part)
@@ -225,8 +233,8 @@ def of_section(section: Section) -> Iterator[str]:
             f"<li><b>✓ {check['id']}</b> {html.escape(check['statement'])}</li>"
             for check in records(nbformat.v4.new_notebook(cells=[cell]), "check")
         ]
-        if is_short_definition(cell):
-            yield f"{place}<pre><code>{html.escape(cell.source)}</code></pre>"
+        if code := shown_code(cell):
+            yield f"{place}<pre><code>{html.escape(code)}</code></pre>"
         if shown := figure(cell):
             yield place + shown
     for start in range(0, len(verified), VERIFIED_ON_A_SLIDE):
