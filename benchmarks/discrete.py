@@ -7,7 +7,7 @@ nothing else there; sampled with the rest of log w for the score function and le
 of the spread of log p. Beside them the VQ-VAE with 256 codes, from two starts, with the uniform prior and with a prior
 fitted to the use of its codes. Everything is measured after 200 and after 800 steps, at three rates of Adam.
 
-    python benchmarks/discrete.py              # about fifteen minutes on one thread; writes results/discrete.json
+    python benchmarks/discrete.py              # about five minutes on one thread; writes results/discrete.json
 """
 
 from __future__ import annotations
