@@ -191,6 +191,27 @@ def test_the_context_of_the_benchmark_sees_earlier_pixels_only(monkeypatch: pyte
     assert (jacobian.tril(-1) != 0).float().mean() > 0.3
 
 
+def test_the_table_of_discrete_gradients_is_the_stored_result() -> None:
+    report = json.loads((FOLDER / "results" / "discrete.json").read_text(encoding="utf-8"))
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = {(row["rate"], row["steps"], row["method"], row["seed"]): row for row in report["rows"]}
+    table = {(row["steps"], row["method"]): row for row in report["summary"] if row["rate"] == 0.01}
+    assert len(rows) == 2 * 5 * (3 * 7 + 2)
+    for method in dict.fromkeys(method for _, method in table):
+        for suffix, words in (("", ""), ("_usage", ", usage π")):
+            if f"elbo{suffix}" not in table[800, method]:
+                continue
+            cells = []
+            for steps, name in ((200, "elbo"), (200, ""), (800, "elbo"), (800, ""), (800, "log_evidence")):
+                numbers = np.array([rows[0.01, steps, method, s][f"{name or 'elbo'}{suffix}"] for s in range(5)])
+                if not name:
+                    numbers = numbers - [rows[0.01, steps, "exact", s]["elbo"] for s in range(5)]
+                stored = table[steps, method][f"{name}{suffix}" if name else f"elbo{suffix}_minus_exact"]
+                assert np.allclose([numbers.mean(), numbers.std(ddof=1)], [stored["mean"], stored["sd"]])
+                cells.append("" if not name and method == "exact" else f"{stored['mean']:.2f} ± {stored['sd']:.2f}")
+            assert f"| {method}{words} | {' | '.join(cells)} |" in text
+
+
 def richer() -> Any:
     return json.loads((FOLDER / "results" / "richer.json").read_text(encoding="utf-8"))
 
