@@ -242,8 +242,6 @@ print(evaluation.gap_ledger(bound_before, log_evidence, log_evidence))
 # %% [markdown]
 # ## The chapters
 #
-# A title with a link can be read now. The others are being written; their numbers are kept free.
-#
 # | | chapter | its question |
 # |---|---|---|
 # | 00 | Start here | What is this, and how do I read it? |

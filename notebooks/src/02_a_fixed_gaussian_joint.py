@@ -574,23 +574,29 @@ checks.independent(
 )
 
 # %% mystnb={"image": {"alt": "A narrow tilted ellipse, the exact posterior with correlation 0.95. A small circle at its centre with 31 percent of the marginal width, the minimiser of KL(q to p), pokes out a little on the ellipse's two long sides. A large circle around both touches the ellipse's marginal width, the minimiser of KL(p to q)."}}
-rho, level = 0.95, 2.0
-exact, share = torch.tensor([[1.0, rho], [rho, 1.0]]), math.sqrt(1 - rho**2)
-assert level * share > level * torch.linalg.eigvalsh(exact)[0].sqrt()  # the small circle pokes out
+level = 2.0
 
-with plots.style():
-    fig, ax = plt.subplots(figsize=(6.4, 2.9))
+
+def three_circles(fig, rho):
+    """The exact posterior at this correlation, and what each direction of the KL makes of it."""
+    exact, share = torch.tensor([[1.0, rho], [rho, 1.0]]), math.sqrt(1 - rho**2)
+    assert share >= torch.linalg.eigvalsh(exact)[0].sqrt() - 1e-9  # the small circle pokes out
+    ax = fig.subplots()
     plots.normal_ellipse(torch.zeros(2), exact, ax, levels=[level], colour=plots.COLOURS.p, label="exact posterior")
     plots.normal_ellipse(torch.zeros(2), share**2 * torch.eye(2), ax, levels=[level], label="KL(q‖p), the ELBO's q")
     plots.normal_ellipse(
         torch.zeros(2), torch.eye(2), ax, levels=[level], colour=plots.COLOURS.theta, linestyle="--", label="KL(p‖q)"
     )
     ax.set(xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), aspect="equal", xlabel="$z_1$ (exact sd)", ylabel="$z_2$ (exact sd)")
-    ax.set_title(f"At ρ = {rho:.2f} the ELBO's q keeps {100 * share:.0f} % of the sd")
+    ax.set_title(f"At ρ = {rho:.2f} the ELBO's q keeps {100 * share:.0f} % of the sd".replace("-", "−"))
     ax.legend(loc="center left", bbox_to_anchor=(1.05, 0.5))
 
+
+plots.slider(three_circles, figsize=(6.4, 2.9), rho=(-0.99, 0.99, 0.95))
+
 # %% [markdown]
-# (Curves at two standard deviations.) Look closely: even the small circle is not inside the ellipse. It is as wide as
+# (Curves at two standard deviations. When you run this, a slider moves ρ: at which correlation has $q$ lost a tenth of the
+# width? Guess first.) Look closely: even the small circle is not inside the ellipse. It is as wide as
 # the posterior's cuts along the axes, and the ellipse is thinner than that across its long side.
 #
 # ## Coordinate ascent

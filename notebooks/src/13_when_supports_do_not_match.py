@@ -789,24 +789,33 @@ checks.monte_carlo(
 )
 
 # %% mystnb={"image": {"alt": "Log weights over the latent z from -10 to 10 for q on the smaller mode at -4: without a defence the curve rises steeply to the right, to about 30 nats; with a tenth of the prior it stays below a horizontal line, the bound."}}
-alone, defended = (
-    weigh(model.given(x), d, axis).log_weight[:, 0] for d in (on_small, defensive_mixture(on_small, prior, 0.1))
-)
 near = axis[:, 0].abs() <= 10
-bound = peak - math.log(0.1)
+alone = weigh(model.given(x), on_small, axis).log_weight[:, 0]
 assert alone[near].max() > 25
-assert defended.max() <= bound
-with plots.style():
-    fig, ax = plt.subplots(figsize=(7, 3))
+
+
+def ceiling(fig, share):
+    """The log weights without a defence, and with this share of the prior."""
+    defended = weigh(model.given(x), defensive_mixture(on_small, prior, share), axis).log_weight[:, 0]
+    bound = peak - math.log(share)
+    assert defended.max() <= bound
+    ax = fig.subplots()
     ax.plot(axis[near], alone[near], "--", color=plots.COLOURS.q, label="q on the smaller mode")
-    ax.plot(axis[near], defended[near], color=plots.COLOURS.accent, label="with a tenth of the prior")
+    ax.plot(axis[near], defended[near], color=plots.COLOURS.accent, label=f"with {100 * share:.0f} % of the prior")
     ax.axhline(bound, color=plots.COLOURS.muted, linewidth=1)
     ax.text(-9.9, bound + 1, "bound (13.15)", size=10)
     ax.set(xlabel="z", ylabel="log w (nats)", ylim=(-30, 35))
     ax.legend(loc="lower center")
-    ax.set_title("A tenth of the prior puts a ceiling on every weight")
+    ax.set_title(
+        f"{100 * share:.0f} % of the prior put a ceiling of {bound:.1f} nats on every weight".replace("-", "−")
+    )
+
+
+plots.slider(ceiling, figsize=(7, 3), share=(0.01, 0.5, 0.1))
 
 # %% [markdown]
+# (When you run this, a slider moves the share. What does each halving cost at the ceiling, and what does it give where $q$ is good?)
+#
 # Back to the two estimates above the figure. Forty thousand draws, and without the defence the estimate of $\log p_\theta(x)$ is $-\log 0.2 = 1.61$ nats too low. It is unbiased *in theory* (for $p_\theta(x)$); but
 # the draws that matter never come. With a tenth of the prior mixed in it is right, within its standard error.
 #

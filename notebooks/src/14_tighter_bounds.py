@@ -777,11 +777,22 @@ checks.monte_carlo(
 #
 # Which is widest? Guess before you look. (Set the derivatives to zero; the third gives $2 c^2 - 3(a+b) c + 4ab = 0$.)
 
+
+# %%
+def scales_at(rho):
+    """The best τ of each objective, from (14.14)."""
+    a, b = 1 / (1 + rho), 1 / (1 - rho)
+    precision_chi = (3 * (a + b) - math.sqrt(9 * (a + b) ** 2 - 32 * a * b)) / 4
+    return {"ELBO": math.sqrt(2 / (a + b)), "RWS": 1.0, "IWAE, K → ∞": precision_chi**-0.5}
+
+
+# %% [markdown]
+# The oracle sums each divergence over a grid in the plane and searches the best $\tau$ by itself; it knows nothing of (14.14).
+
 # %%
 rho = 0.9
 a, b = 1 / (1 + rho), 1 / (1 - rho)
-precision_chi = (3 * (a + b) - math.sqrt(9 * (a + b) ** 2 - 32 * a * b)) / 4
-best_scale = {"ELBO": math.sqrt(2 / (a + b)), "RWS": 1.0, "IWAE, K → ∞": precision_chi**-0.5}
+best_scale = scales_at(rho)
 axis = np.linspace(-14, 14, 561)
 u, v = np.meshgrid(axis, axis)  # along the eigenvectors
 log_p = -0.5 * (a * u**2 + b * v**2) + 0.5 * math.log(a * b) - math.log(2 * math.pi)
@@ -815,21 +826,27 @@ checks.quadrature(
 )
 print(*(f"{name:<12} scale {tau:.3f}" for name, tau in best_scale.items()), sep="\n")
 
+
 # %% mystnb={"image": {"alt": "A narrow tilted ellipse, the posterior, and three circles around its centre. The ELBO's circle is the smallest, wider than the ellipse is narrow and far shorter than it is long, the circle of RWS reaches the posterior's marginal width, and the circle of IWAE with many draws is the widest."}}
-with plots.style():
-    fig, ax = plt.subplots(figsize=(4.6, 4))
+def circles(fig, rho):
+    """The posterior at this correlation, and the best q of each objective."""
+    ax = fig.subplots()
     plots.normal_ellipse(
         np.zeros(2), np.array([[1, rho], [rho, 1]]), ax, [2.0], colour=plots.COLOURS.p, label="posterior"
     )
-    for (name, tau), line, colour in zip(
-        best_scale.items(), ("-", "--", ":"), (plots.COLOURS.q, plots.COLOURS.theta, plots.COLOURS.accent), strict=True
-    ):
+    colours = (plots.COLOURS.q, plots.COLOURS.theta, plots.COLOURS.accent)
+    for (name, tau), line, colour in zip(scales_at(rho).items(), ("-", "--", ":"), colours, strict=True):
         plots.normal_ellipse(np.zeros(2), tau**2 * np.eye(2), ax, [2.0], colour=colour, linestyle=line, label=name)
     ax.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    ax.set_title("Each objective wants another q")
+    ax.set_title(f"ρ = {rho:.2f}: each objective wants another q")
+
+
+plots.slider(circles, figsize=(6.4, 3.4), rho=(0.0, 0.99, 0.9))
 
 # %% [markdown]
+# (When you run this, a slider moves ρ. Which of the three circles never moves, and why?)
+#
 # Widest is IWAE's. A proposal must cover, and the χ² punishes a place where the posterior is and $q$ is not by the *square* of the density. (In [chapter 07](07_when_q_is_too_simple.ipynb) you saw $q$ widen with $K$ on the way there.) A good *proposal* is not a good *posterior*: keep that for the ledger.
 #
 # ## What it buys and what it costs, on digits

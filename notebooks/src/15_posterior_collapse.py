@@ -381,6 +381,31 @@ with plots.style():
     ax.set_title("Dots: found by L-BFGS; lines: predicted from PCA")
 
 # %% [markdown]
+# And what does the decoder still draw? The best linear VAE sends a digit to $\sum_i \max(1 - \beta\sigma^2 / \lambda_i, 0)\, u_i u_i^\top x$, with PCA's directions $u_i$: from (15.4),
+# $w_i v_i = (\lambda_i - \beta\sigma^2) / \lambda_i$. Move the level. Before you do: which of these five digits will go last?
+
+# %% mystnb={"image": {"alt": "Two rows of five images of 8 by 8 pixels. Above, five held-out digits; below, their reconstructions at the level 0.1, by ten latents at most: blurred, but to be read."}}
+directions = torch.as_tensor(pca.components_, dtype=S.dtype)[:10]
+
+
+def still_drawn(fig, log10_level):
+    """Five digits, and what the surviving latents of the best linear VAE make of them."""
+    level = 10**log10_level
+    kept = (1 - level / top).clamp_min(0)
+    some = test[:5] - train.mean(0)
+    rebuilt = some @ directions.T * kept @ directions
+    axes = fig.subplots(2, 5)
+    for row, images in zip(axes, (some, rebuilt), strict=True):
+        for ax, image in zip(row, images + train.mean(0), strict=True):
+            ax.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    fig.suptitle(f"βσ² = {level:.2f}: {int((kept > 0).sum())} latents draw", x=0.01, ha="left", weight="bold", size=12)
+
+
+plots.slider(still_drawn, figsize=(7, 3.2), log10_level=(-2.0, 0.0, -1.0))
+
+# %% [markdown]
 # ### The exact posterior collapses, too
 #
 # Could a better $q$ revive a drowned latent? Take the model that training has found at $\sigma^2 = 0.22$, six latents alive, four dead, and ask *Bayes' rule* for its posterior, without any $q$. If the exact posterior is the prior, there is

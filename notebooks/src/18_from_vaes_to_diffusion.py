@@ -393,6 +393,28 @@ with plots.style():
     ax.legend()
 
 # %% [markdown]
+# Where is the noisy value at all, and how far is the guess from a hard choice between the clusters? Move the noise. Before you do: at which log SNR
+# does the density of $z$ lose its second hump?
+
+
+# %% mystnb={"image": {"alt": "Two panels at log SNR 1. Left: the density of the noisy value z, two overlapping humps. Right: the best guess of x against z, an S-shaped curve between the two clusters, drawn as dotted lines at -1 and 0.8."}}
+def at_noise(fig, log_snr):
+    """The density of the noisy value at this noise, and the best guess of x from it."""
+    alpha, variance = alpha_variance(log_snr)
+    left, right = fig.subplots(1, 2)
+    scale = math.sqrt(alpha**2 * width**2 + variance)
+    density = sum(w * stats.norm.pdf(z_line, alpha * c, scale) for w, c in zip(weights, places, strict=True))
+    left.fill_between(z_line, density, color=plots.COLOURS.p, alpha=0.3)
+    left.set(xlabel="noisy value z", ylabel="density", ylim=(0, None), title=f"log SNR {log_snr:.1f}".replace("-", "−"))
+    right.plot(z_line, [tweedie(z, log_snr)[1] for z in z_line], color=plots.COLOURS.q)
+    for place in places:
+        right.axhline(place, color=plots.COLOURS.muted, linestyle=":", linewidth=1)
+    right.set(xlabel="noisy value z", ylabel="best guess E[x | z]", ylim=(-1.5, 1.3), title="one guess for each z")
+
+
+plots.slider(at_noise, figsize=(7, 2.8), log_snr=(-4.0, 6.0, 1.0))
+
+# %% [markdown]
 # ## What the schedule is for
 #
 # In training nobody sums over all steps: one draws a time $t$ and a noise, and multiplies. (The package spreads the times of a minibatch evenly, as Kingma et al. 2021 do; each datapoint's own time is still uniform, and the mean of a minibatch is steadier than that of independent draws.) The mean of this estimate has no schedule in it; its variance has. For Gaussian data
