@@ -490,6 +490,23 @@ def test_moving_a_slider_draws_again(shown: Shown, monkeypatch: pytest.MonkeyPat
     assert fig.get_suptitle() == "7, 3.0"
 
 
+def test_a_slider_shows_what_its_cell_meant_after_later_cells(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipywidgets")
+    monkeypatch.delenv("VI_TUTORIAL_PROGRESS", raising=False)
+    notebook: dict[str, object] = {"plots": plots}
+    exec(
+        "offset = 10\n"
+        "def shifted(mean, *, by=1):\n    return offset + by * mean\n"
+        "def draw(fig, mean):\n    fig.suptitle(str(shifted(mean)))\n"
+        "plots.slider(draw, mean=(0, 9, 2))",
+        notebook,
+    )
+    mean, fig = shown
+    exec("offset = 500\ndef shifted(mean):\n    return 'another function'\ndef draw(): pass", notebook)
+    mean.value = 5
+    assert fig.get_suptitle() == "15"
+
+
 def test_slider_names_bad_ranges() -> None:
     with pytest.raises(ValueError, match=r"mean must be \(lowest, highest, default\) .* received \(1, 0, 2\)"):
         plots.slider(print, mean=(1, 0, 2))

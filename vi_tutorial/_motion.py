@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -195,6 +196,10 @@ def slider(
     The picture alone is shown where nobody can move a slider: when the environment says ``VI_TUTORIAL_PROGRESS=off``
     (as it does when the tools run a notebook), or without ``ipywidgets``.
 
+    A reader moves the slider after later cells have run. The picture still shows what its own cell meant: the names
+    that ``draw``, and the functions it calls from the same notebook, look up are those of this call. (The *objects*
+    are not copied: what later cells change in place is seen changed.)
+
     Args:
         draw: ``draw(fig, **values)`` draws on an empty figure, in :func:`style`.
         figsize: Width and height in inches.
@@ -215,6 +220,7 @@ def slider(
             raise ValueError(
                 f"{name} must be (lowest, highest, default) with the default between; received {(low, high, default)}"
             )
+    draw = _with_names_of_now(draw)
     with style():
         fig = plt.figure(figsize=figsize)
     plt.close(fig)  # shown by us, once; not again by pyplot at the end of the cell
@@ -242,6 +248,24 @@ def slider(
     picture = display(fig, display_id=True)
     for control in sliders.values():
         control.observe(lambda _: picture.update(redraw(**{n: s.value for n, s in sliders.items()})), names="value")
+
+
+def _with_names_of_now(function: Callable[..., object]) -> Callable[..., object]:
+    """The function, and those of the same module that it can call, with a copy of the module's names."""
+    if not isinstance(function, FunctionType):
+        return function
+    names = function.__globals__
+    copy = dict(names)
+
+    def rebuilt(old: FunctionType) -> FunctionType:
+        new = FunctionType(old.__code__, copy, old.__name__, old.__defaults__, old.__closure__)
+        new.__kwdefaults__ = old.__kwdefaults__
+        return new
+
+    for name, value in names.items():
+        if isinstance(value, FunctionType) and value.__globals__ is names:
+            copy[name] = rebuilt(value)
+    return rebuilt(function)
 
 
 def _widgets() -> Any:

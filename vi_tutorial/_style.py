@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-from cycler import cycler
+from matplotlib.rcsetup import cycler
 
 __all__ = ["COLOURS", "Colours", "style"]
 

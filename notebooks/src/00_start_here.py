@@ -255,20 +255,20 @@ print(evaluation.gap_ledger(bound_before, log_evidence, log_evidence))
 # | 06 | [Learning θ and φ together](06_learning_theta_and_phi.ipynb) | Does raising the ELBO raise the likelihood? |
 # | 07 | [When q is too simple, θ is wrong](07_when_q_is_too_simple.ipynb) | What does a poor posterior do to the parameters? |
 # | | **Part III: the form is unknown** | |
-# | 08 | One posterior per datapoint, then one network for all | What does an encoder save, and what does it cost? |
-# | 09 | Distributions from neural networks | How does a network describe a distribution, and which one should it be? |
+# | 08 | [One posterior per datapoint, then one network for all](08_one_posterior_per_datapoint.ipynb) | Can one network replace n optimisations, and who pays for it? |
+# | 09 | [Distributions from neural networks](09_distributions_from_networks.ipynb) | How does a network describe a distribution, and which one should it be? |
 # | 10 | [The variational autoencoder](10_the_variational_autoencoder.ipynb) | How do VAEs really work? |
-# | 11 | Gaussian likelihoods and the variance trap | What happens when the noise is learned too? |
-# | 12 | How good is the model? | What can be said about a likelihood that cannot be computed? |
+# | 11 | [Gaussian likelihoods and the variance trap](11_the_variance_trap.ipynb) | What does a learned variance do to the bound, and what keeps it honest? |
+# | 12 | [How good is the model?](12_how_good_is_the_model.ipynb) | How do we measure log p(x) where no grid can reach, and know the error? |
 # | | **Part IV: what breaks, and what mends it** | |
-# | 13 | When supports do not match | When is the bound infinite, and does the gradient notice? |
-# | 14 | Tighter bounds | What do more samples buy, and what do they spoil? |
-# | 15 | Posterior collapse | Why do latents die, and which remedies work? |
-# | 16 | Richer posteriors and priors | How many nats does each enrichment win? |
-# | 17 | Discrete latents | How does one climb where there is no slope? |
-# | 18 | From VAEs to diffusion | What remains of the ELBO when there are a thousand layers of latents? |
-# | 19 | At scale | Does the same line hold for large data and several machines? |
-# | 20 | The bug museum | Which mistakes do people really make, and what catches them? |
+# | 13 | [When supports do not match](13_when_supports_do_not_match.ipynb) | Where q has mass and the model none, what breaks, and which remedy mends which? |
+# | 14 | [Tighter bounds](14_tighter_bounds.ipynb) | What does a tighter bound buy, and what does it cost the encoder? |
+# | 15 | [Posterior collapse](15_posterior_collapse.ipynb) | Which latents die, who kills them, and which remedy mends what? |
+# | 16 | [Richer posteriors and priors](16_richer_posteriors_and_priors.ipynb) | What does a richer q buy, what a richer prior, and how would we know? |
+# | 17 | [Discrete latents](17_discrete_latents.ipynb) | How does one climb the ELBO when the draw has no derivative? |
+# | 18 | [From VAEs to diffusion](18_from_vaes_to_diffusion.ipynb) | What is left of a VAE when its latent is a long path into noise? |
+# | 19 | [At scale](19_at_scale.ipynb) | What has to change when the data outgrow a minute, memory, or a machine? |
+# | 20 | [The bug museum](20_the_bug_museum.ipynb) | How do you find an error that makes no noise? |
 #
 # **For whom.** You know calculus, the normal distribution and a little PyTorch; you have not met variational
 # inference. If you teach: each chapter fills about 90 minutes. If you doubt: change a line, and run the check below it.
