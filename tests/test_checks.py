@@ -205,6 +205,14 @@ def test_monte_carlo_never_passes_on_what_is_not_finite(bad: float, where: str) 
         monte_carlo("01.4", "s", samples, oracle, wrong={"w": 3.0})
 
 
+def test_the_variance_of_a_hundred_samples_is_the_unbiased_one(records: list[dict[str, Any]]) -> None:
+    samples = np.tile([-1.0, 1.0], 50)
+    error = math.sqrt(1 / 99)  # with n − 2 in its place it were half a per cent more
+    monte_carlo("01.4", "s", samples, 3.99 * error, wrong={"w": 1.0})
+    with pytest.raises(CheckFailedError, match="does not hold"):
+        monte_carlo("01.4", "s", samples, 4.01 * error, wrong={"w": 1.0})
+
+
 @pytest.mark.parametrize("size", [0, 1, 99])
 def test_monte_carlo_needs_a_hundred_samples(size: int) -> None:
     with pytest.raises(ValueError, match="samples"):
@@ -214,7 +222,14 @@ def test_monte_carlo_needs_a_hundred_samples(size: int) -> None:
 def test_samples_without_variance_agree_up_to_rounding(records: list[dict[str, Any]]) -> None:
     """Log weights at the posterior, say: their mean differs from each of them in the last digit."""
     monte_carlo("01.5", "s", np.full(1000, 0.1), 0.1, wrong={"w": 0.2})
-    assert records[0]["check"]["ok"] is True
+    monte_carlo("01.5", "s", np.full(1000, 1e6), 1e6 * (1 + 5e-13), wrong={"w": 2e6})
+    monte_carlo("01.5", "s", np.full(128, 1e-12), 0.0, wrong={"w": 1.0})  # the rounding itself
+    assert [record["check"]["ok"] for record in records] == [True, True, True]
+    for target, away in ((1e6, 2e-12), (1.0, 1.5e-12)):
+        with pytest.raises(CheckFailedError, match="does not hold"):
+            monte_carlo("01.5", "s", np.full(1000, target), target * (1 + away), wrong={"w": 2 * target})
+    with pytest.raises(CheckFailedError, match=r"cannot fail: it would also accept w\."):
+        monte_carlo("01.5", "s", np.full(1000, 0.5), 0.5, wrong={"w": 0.5})
 
 
 # --- Inequality ------------------------------------------------------------------------------------
@@ -237,6 +252,15 @@ def test_a_broken_inequality_shows_its_worst_element(records: list[dict[str, Any
     assert records[0]["check"]["ok"] is False
     assert records[0]["check"]["kind"] == "inequality"
     assert records[0]["check"]["tolerance"] == "slack 0"
+    with pytest.raises(CheckFailedError, match="value 3, oracle 1, difference 2"):
+        inequality("01.1", "s", [8.0, 3.0], [7.0, 1.0], wrong={"w": [9.0, 9.0]})
+    with pytest.raises(CheckFailedError, match="value 5, oracle 2, difference 3"):
+        inequality("01.1", "s", [-math.inf, 5.0], [-math.inf, 2.0], wrong={"w": [9.0, 9.0]})
+
+
+def test_a_rival_that_is_equal_keeps_the_inequality_and_is_refused(records: list[dict[str, Any]]) -> None:
+    with pytest.raises(CheckFailedError, match=r"cannot fail: it would also accept w\."):
+        inequality("01.1", "s", 1.0, 2.0, wrong={"w": 2.0})
 
 
 def test_equality_is_an_inequality(records: list[dict[str, Any]]) -> None:
@@ -295,6 +319,9 @@ def test_no_check_without_a_wrong_answer(check: Check, value: Any, oracle: Any) 
 def test_a_wrong_answer_must_be_finite(check: Check, value: Any, oracle: Any, bad: float) -> None:
     with pytest.raises(ValueError, match=r"wrong\['broken'\] must be finite"):
         check("01.1", "s", value, oracle, wrong={"fine": 9.0, "broken": bad})
+    many = np.stack([value, value], -1)
+    with pytest.raises(ValueError, match=r"wrong\['broken'\] must be finite"):
+        check("01.1", "s", many, np.stack([oracle, oracle]), wrong={"broken": [9.0, bad]})
 
 
 @by_kind

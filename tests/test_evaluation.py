@@ -153,6 +153,22 @@ def test_k_alarms_however_far_apart_the_weights_are(spread: float) -> None:
     assert pareto_k(log_weight).item() > 10
 
 
+def test_k_is_measured_up_to_a_spread_of_600_nats() -> None:
+    """Of 25 weights the tail is the largest five; its second smallest and its largest are compared."""
+    log_weight = torch.zeros(25)
+    log_weight[-5:] = torch.tensor([0.5, 1.0, 200.0, 400.0, 601.0])
+    assert pareto_k(log_weight).isfinite()
+    log_weight[-1] += 0.5
+    assert pareto_k(log_weight) == math.inf
+
+
+def test_the_tail_is_a_fifth_of_few_weights() -> None:
+    log_weight = torch.cat([torch.linspace(-9, 0, 80), torch.zeros(20)])  # the twenty largest are equal
+    assert pareto_k(log_weight) == -math.inf
+    log_weight[79] = 3.0
+    assert pareto_k(log_weight).isfinite()
+
+
 def test_k_of_each_column_is_its_own_and_does_not_feel_a_constant() -> None:
     log_weight = torch.randn(500, 2, 3) * torch.tensor([0.1, 1.0, 3.0])
     k = pareto_k(log_weight)
@@ -215,7 +231,7 @@ def test_the_ledgers_table() -> None:
 
 
 def test_the_table_has_no_minus_zero() -> None:
-    assert "-0.0000" not in str(GapLedger(-1.0, -1e-9, 1e-9, -1.0, -1e-12))
+    assert "-0.0000" not in str(GapLedger(-1.0, -1e-9, -4e-5, -1.0, -1e-12))
 
 
 def test_the_tests_own_oracle_of_the_shifted_normal() -> None:
@@ -307,6 +323,39 @@ def test_best_in_family_refuses_what_is_no_objective() -> None:
         best_in_family(lambda q: q.mean.sum(-1) * math.nan, q)
     with pytest.raises(TypeError, match="q must be a PerDatapoint family"):
         best_in_family(lambda q: q.mean.sum(-1), standard_normal(1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"num_steps must be .* received -1"):
+        best_in_family(lambda q: q.mean.sum(-1), q, num_steps=-1)
+    with pytest.raises(ValueError, match=r"tolerance must be .* received 0"):
+        best_in_family(lambda q: q.mean.sum(-1), q, tolerance=0.0)
+
+
+def test_a_flat_objective_is_climbed_to_its_top() -> None:
+    """What is left to gain is slope² / (2 curvature): much here, though both are tiny."""
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 1), torch.tensor([[1000.0, 0.0]]))
+    best = best_in_family(lambda q: -1e-8 * q.mean.square().sum(-1), q)
+    assert -1e-9 < best.item() <= 0
+
+
+def test_one_step_is_damped_newton_for_each_datapoint_by_itself() -> None:
+    """Half of Newton's at first; never more than ten times as far as the numbers are large."""
+    start = torch.tensor([[1000.0, 0.0], [1e-3, 0.0], [0.0, 0.0]])
+    curvature, peak = torch.tensor([1e-6, 1e6, 1.0]), torch.tensor([0.0, 0.0, 1e5])
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 1), start)
+    value = best_in_family(lambda q: -0.5 * curvature * (q.mean.squeeze(-1) - peak) ** 2, q, num_steps=1)
+    assert torch.allclose(q.numbers[:, 0], torch.tensor([500.0, 5e-4, 10.0]), rtol=1e-7)
+    assert torch.allclose(value, -0.5 * curvature * (q.numbers[:, 0] - peak) ** 2)
+
+
+def test_a_proposal_that_is_no_distribution_is_not_taken() -> None:
+    def objective(q: Distribution) -> Tensor:
+        if (q.mean > 0.5).any():
+            raise ValueError("no distribution")
+        return -((q.mean - 0.6).squeeze(-1) ** 2)
+
+    q = PerDatapoint(DiagonalNormalHead(nn.Identity(), 1), torch.tensor([[-3.0, 0.0]]))
+    value = best_in_family(objective, q)
+    assert 0.45 < q.numbers[0, 0] <= 0.5
+    assert -0.0225 < value.item() <= -0.01 + 1e-12
 
 
 # --- Rate, distortion, active units, surgery ---------------------------------------------------------
@@ -358,6 +407,24 @@ def test_surgery_of_posteriors_that_are_all_the_same_has_no_information() -> Non
     assert abs(found.mutual_information.item()) < 1e-12
     with pytest.raises(ValueError, match="at least two datapoints"):
         elbo_surgery(standard_normal(2)(), standard_normal(2)())
+    with pytest.raises(ValueError, match=r"num_samples must be .* received 0"):
+        elbo_surgery(q, standard_normal(2)(), num_samples=0)
+
+
+def test_surgery_takes_ten_draws_of_each_and_few_pairs_at_a_time() -> None:
+    q, sizes = diagonal_normal(torch.randn(20, 2000), torch.ones(2000)), []
+    torch.manual_seed(0)
+    ten = elbo_surgery(q, standard_normal(2000)(), num_samples=10)
+    log_prob = q.log_prob
+
+    def counted(z: Tensor) -> Tensor:
+        sizes.append(z.numel() * 20)
+        return log_prob(z)
+
+    q.log_prob = counted  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    assert elbo_surgery(q, standard_normal(2000)()) == ten
+    assert sizes[1:] == [4_000_000, 4_000_000]  # after the draws' own densities: 10 × 20 codes × 20 posteriors × 2000
 
 
 # --- Predictive checks --------------------------------------------------------------------------------
@@ -376,3 +443,9 @@ def test_predictive_check_refuses_other_shapes() -> None:
         predictive_check(torch.max, torch.zeros(3), torch.zeros(7, 4))
     with pytest.raises(ValueError, match=r"statistic\(x\) must have shape \(\)"):
         predictive_check(lambda x: x, torch.zeros(3), torch.zeros(7, 3))
+    with pytest.raises(TypeError, match="x must be a floating-point tensor"):
+        predictive_check(lambda x: x.sum(), torch.zeros(3, dtype=torch.long), torch.zeros(7, 3))
+    with pytest.raises(TypeError, match="replicates must be a floating-point tensor"):
+        predictive_check(lambda x: x.sum(), torch.zeros(3), torch.zeros(7, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"statistic\(replicate\) must be finite; received nan at index \(4,\)"):
+        predictive_check(lambda x: x.mean().log(), torch.ones(3), torch.tensor([[1.0]] * 4 + [[-1.0]]).expand(5, 3))

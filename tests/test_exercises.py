@@ -167,6 +167,25 @@ def test_large_arguments_are_shown_in_short(exercise: Exercise) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        (torch.arange(8.0) / 7, "[0.    , 0.1429, 0.2857, 0.4286, 0.5714, 0.7143, 0.8571, 1.    ]"),
+        (torch.arange(9.0) + 3, "an array of shape (9,) that begins with 3"),
+    ],
+)
+def test_up_to_eight_numbers_are_shown_and_of_more_the_first(
+    exercise: Exercise, argument: torch.Tensor, shown: str
+) -> None:
+    message = dataclasses.replace(exercise, cases=((argument,),)).verdict(0.0).message
+    assert message.startswith(f"not yet: for arguments ({shown}) ")
+
+
+def test_an_exercise_that_is_printed_does_not_tell_its_mistakes(exercise: Exercise) -> None:
+    assert "Sum the squares." in repr(exercise)
+    assert "the sum of the values" not in repr(exercise)
+
+
 # --- Every exercise of every chapter ---------------------------------------------------------------
 
 
