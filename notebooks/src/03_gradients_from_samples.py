@@ -22,8 +22,10 @@ import importlib.util
 
 from IPython import get_ipython
 
-if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+if (shell := get_ipython()) is not None:
+    if importlib.util.find_spec("vi_tutorial") is None:  # on Colab, say
+        shell.run_line_magic("pip", "install --quiet git+https://github.com/vi-tutorial/vi_tutorial")
+    shell.run_line_magic("matplotlib", "inline")  # figures below their cells, whatever MPLBACKEND says
 
 # %% mystnb={"image": {"alt": "The map of the series, six boxes joined by arrows: KL, ELBO, phi with the model known, theta, networks, what breaks. The box of phi is lit."}}
 import itertools
