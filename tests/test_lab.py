@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -38,13 +40,12 @@ def lab(tmp_path_factory):
             [*command, f"--ServerApp.root_dir={home / 'course'}"], env=environment, stdout=log, stderr=log
         )
         try:
-            for _ in range(600):
-                found = list((home / "runtime").glob("jpserver-*.json"))
-                if found or server.poll() is not None:
-                    break
+            about = None
+            while about is None:
+                assert server.poll() is None, (home / "log.txt").read_text()
                 time.sleep(0.1)
-            assert found, (home / "log.txt").read_text()
-            about = json.loads(found[0].read_text())
+                with suppress(StopIteration, json.JSONDecodeError):  # not there yet, not whole yet
+                    about = json.loads(next((home / "runtime").glob("jpserver-*.json")).read_text())
             yield f"{about['url']}lab/tree/{CHAPTER.name}?token={about['token']}", home / "course" / CHAPTER.name
         finally:
             server.terminate()
@@ -66,9 +67,10 @@ def opened(lab, browser):
     for _ in range(120):
         tab.keyboard.press("Control+s")
         tab.wait_for_timeout(1000)
-        notebook = nbformat.read(file, as_version=4)
-        if all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code"):
-            break
+        with suppress(nbformat.reader.NotJSONError):  # while it is being written
+            notebook = nbformat.read(file, as_version=4)
+            if all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code"):
+                break
     yield tab, notebook
     context.close()
 
@@ -82,8 +84,9 @@ def test_all_cells_run_in_jupyterlab_and_the_last_check_is_seen(opened):
     assert len(records(stored, "check")) > 10
     last = tab.locator(".jp-OutputArea-output").get_by_text(records(stored, "check")[-1]["statement"]).first
     last.scroll_into_view_if_needed()
-    assert last.is_visible()
-    assert last.inner_text().startswith("✓")
+    seen = pytest.importorskip("playwright.sync_api").expect(last)
+    seen.to_be_visible(timeout=60_000)  # the lab draws what has come into view a little later
+    seen.to_have_text(re.compile("✓"), use_inner_text=True, timeout=60_000)
 
 
 def test_a_slider_moved_by_the_keyboard_redraws_the_picture(opened):

@@ -111,3 +111,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     inside = {name for name in names if not name.startswith(f"vi_tutorial-{PROJECT['version']}.dist-info/")}
     assert inside == {path.relative_to(ROOT).as_posix() for path in expected}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = {pin.name: str(pin.specifier) for pin in map(Requirement, lines[1:])}
+    for text in PROJECT["dependencies"]:
+        needed = Requirement(text)
+        (bound,) = needed.specifier
+        if needed.name != "torch":
+            assert Version(oldest[needed.name].removeprefix("==")) == Version(bound.version), needed.name
+    assert oldest["torch"] == str(PINS["torch"])
+    assert set(oldest) <= {requirement.name for requirement in requirements()} | {"pytest-xdist"}

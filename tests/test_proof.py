@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mutants
 import pytest
+import reproduce
 
 SOURCE = '''\
 """About x - 1."""
@@ -148,3 +149,23 @@ def test_a_broken_module_is_noticed_and_the_same_one_is_not(tmp_path: Path) -> N
         [sys.executable, "-c", SMALL], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split() == ["survived", "killed"], done.stderr
+
+
+def test_twenty_settings_each_prepared_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(reproduce.SETTINGS) == 20
+    assert len({repr(setting) for setting in reproduce.SETTINGS.values()}) == 20
+    monkeypatch.setattr(reproduce, "_copied", lambda folder: (folder / "notebooks").mkdir())
+    setting = reproduce.SETTINGS["a path with spaces and other letters"]
+    command, environment, checkout = reproduce.prepared(setting, tmp_path)
+    assert command == [sys.executable]
+    assert environment["HOME"] == str(tmp_path / "home")
+    assert environment["PYTHONPATH"] == str(checkout) == str(tmp_path / setting.folder)
+
+
+def test_a_run_that_disagrees_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    runs = {name: {"passed": True, "said": "829 passed"} for name in reproduce.SETTINGS}
+    runs["locale C"] = {"passed": False, "said": "1 failed, 828 passed"}
+    reproduce.report({"runs": runs})
+    assert json.loads((tmp_path / "proof.json").read_text())["nbval_runs"] == {"passed": 19, "total": 20}
+    assert json.loads((tmp_path / "nbval_runs.json").read_text())["locale C"] == runs["locale C"]
