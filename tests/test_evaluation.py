@@ -365,6 +365,10 @@ def test_rate_and_distortion_are_the_closed_forms_of_a_linear_model() -> None:
     model, x = _linear()
     q = full_normal(torch.randn(5, 2), torch.tensor([[0.5, 0.0], [0.3, 0.8]]).expand(5, 2, 2))
     found = rate_distortion(model, x, q, num_samples=40_000)
+    torch.manual_seed(1)
+    hundred = rate_distortion(model, x, q, num_samples=100)
+    torch.manual_seed(1)
+    assert torch.equal(rate_distortion(model, x, q).distortion, hundred.distortion)  # that many by default
     rate = kl_divergence(q, model.prior())
     assert torch.allclose(found.rate, rate, atol=0.05)
     assert torch.allclose(found.rate + found.distortion, -model.elbo(x, q), rtol=0.02)

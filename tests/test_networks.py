@@ -276,6 +276,14 @@ def test_a_convolutional_encoder_sees_neighbours_first() -> None:
     assert np.allclose(encoder(x)[0].detach(), expected, atol=1e-6)
 
 
+def test_two_layers_of_32_and_64_channels_unless_others_are_asked_for() -> None:
+    encoder, decoder = convolutional_encoder(8, 3), convolutional_decoder(2, 8, 64)
+    for network, channels in ((encoder, [(1, 32), (32, 64)]), (decoder, [(64, 32), (32, 1)])):
+        layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+        assert [(layer.in_channels, layer.out_channels) for layer in layers] == channels
+    assert MixtureNormalHead.num_outputs(2) == 5  # of one component
+
+
 def test_convolutional_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"side must be a multiple of 4 for 2 layer\(s\); received 30"):
         convolutional_encoder(30, 2)
@@ -299,3 +307,5 @@ def test_heads_check_their_own_numbers_as_they_are_made() -> None:
         NormalHead(network, 4, torch.ones(()), min_scale="0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scale"):
         NormalHead(network, 4, torch.tensor(0.5), min_scale=0.5)
+    with pytest.raises(ValueError, match="min_scale must be finite and at least 0; received inf"):
+        NormalHead(network, 4, torch.tensor(0.5), min_scale=math.inf)
