@@ -10,7 +10,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/installed
 REVEAL := build/npm/node_modules/reveal.js/dist/reveal.js
 
-.PHONY: help run test lab check format execute bench mutants site slides student assignment clean install
+.PHONY: help run test lab check format execute bench mutants proof site slides student assignment clean install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' Makefile
@@ -57,7 +57,10 @@ mutants: $(INSTALLED) ## break the package on purpose and count what the tests a
 	$(PY) tools/mutants.py --domain
 	$(PY) tools/mutants.py --chapters
 	$(PY) tools/mutants.py --report
+
+proof: mutants ## all that the page "Can the checks fail?" shows (about three hours; Linux, as root)
 	$(PY) tools/cases.py
+	$(PY) tools/reproduce.py
 
 student: $(INSTALLED) ## the chapters without their solutions (build/student)
 	@$(PY) tools/course.py student $(CHAPTERS)

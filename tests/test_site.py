@@ -1,6 +1,7 @@
 """The web site: complete, whole without a network, and as it should be in a real browser."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_the_index_lists_every_claim_of_every_chapter(pages):
 def test_the_museum_shows_every_exhibit(pages):
     exhibits = pages[SITE / "museum.html"].select(".exhibit")
     assert len(exhibits) == len(museum.EXHIBITS)
+
+
+def test_the_proof_names_every_mistake_and_leads_to_the_check_that_caught_it(pages):
+    results = json.loads((ROOT / "benchmarks/results/mutants.json").read_text(encoding="utf-8"))
+    rows = {row.td.text: row for row in pages[SITE / "proof.html"].select(".claims tbody tr")}
+    assert set(rows) == {entry["name"] for entry in results["domain"]}
+    for entry in results["domain"]:
+        by = entry["caught_by"]
+        if by and by["error"] == "CheckFailedError":
+            link = rows[entry["name"]].a
+            assert by["message"].startswith(f"{link.text} ")
+            assert link["href"].startswith(f"chapters/{by['chapter']}_")
+    shown = pages[SITE / "proof.html"].get_text()
+    assert all(entry["function"] in shown for entry in results["survivors"])
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 """Compare every chapter with its stored outputs again, in twenty settings that a reader's machine may have.
 
-``python tools/reproduce.py`` runs strict nbval once in each setting of SETTINGS and counts those where every cell
-agrees. Progress is kept in build/reproduce.json, so that an interrupted run goes on where it was; when the last one is
-done (or with ``--report``) the count goes to benchmarks/results/proof.json. Linux, as root: some settings need another
-user, a locale made for them, or a network that is not there. About five minutes a setting on two cores.
+``python tools/reproduce.py`` runs strict nbval once in each setting of SETTINGS and writes what agreed to
+benchmarks/results/nbval_runs.json, the count of settings in which every cell did to proof.json. An interrupted run goes
+on where it was: a chapter is not run again in a setting where it agreed, as long as chapter, package and versions are
+the same. Linux, as root: some settings need another user, a locale made for them, or a network that is not there.
+About five minutes a setting on two cores.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import nbformat
 import typer
 from mutants import RESULTS, ROOT, _copied, _state, _write, merge
 
@@ -108,67 +111,78 @@ def prepared(setting: Setting, place: Path) -> tuple[list[str], dict[str, str], 
     return [*setting.prefix, python], environment, checkout
 
 
-def run(setting: Setting, chapters: list[str]) -> dict[str, Any]:
-    """Strict nbval of the chapters in this setting."""
+def run(setting: Setting, chapters: list[str]) -> dict[str, int]:
+    """Strict nbval of the chapters in this setting: the number of cells of each that agree."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         python, environment, checkout = prepared(setting, Path(folder).resolve())
-        notebooks = [next((checkout / "notebooks").glob(f"{chapter}_*.ipynb")) for chapter in chapters]
-        quick = ["-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadscope"]
-        command = [*python, "-m", "pytest", "--nbval", *(notebooks or [checkout / "notebooks"]), *quick]
-        start = time.perf_counter()
-        done = subprocess.run(
-            [str(part) for part in command], cwd=checkout, env=environment, capture_output=True, text=True, check=False
-        )
+        notebooks = [f"notebooks/{notebook(chapter).name}" for chapter in chapters]
+        found = Path(environment["TMPDIR"], "found.xml")
+        quick = ["-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadscope", f"--junitxml={found}"]
+        command = [*python, "-m", "pytest", "--nbval", *notebooks, *quick]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print((done.stdout + done.stderr)[-6000:], flush=True)
         if setting.read_only:
             subprocess.run(["chmod", "-R", "u+w", folder], check=True)
-    lines = done.stdout.strip().splitlines()
-    result = {"passed": done.returncode == 0, "seconds": round(time.perf_counter() - start)}
-    result["said"] = lines[-1].strip("= ") if lines else ""
-    if done.returncode:
-        result["story"] = (done.stdout + done.stderr)[-6000:]
-    return result
+        return agreed(found.read_text(encoding="utf-8"), chapters)
 
 
-def digest() -> str:
-    """Of all that decides the outcome: chapters, package and versions."""
-    files = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "vi_tutorial").rglob("*.py"), ROOT / "constraints.txt"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
+def agreed(junit: str, chapters: list[str]) -> dict[str, int]:
+    """The number of passed cells of each chapter in pytest's report: those with no failure, error or skip."""
+    cells = ElementTree.fromstring(junit).iter("testcase")
+    passed = [cell.get("classname", "") for cell in cells if not len(cell)]
+    return {chapter: sum(f".{chapter}_" in name for name in passed) for chapter in chapters}
 
 
-def report(state: Mapping[str, Any]) -> None:
-    """Write the count, and each setting with what pytest said of it."""
-    passed = sum(result["passed"] for result in state["runs"].values())
-    rows = {name: {"passed": r["passed"], "said": r["said"]} for name, r in state["runs"].items()}
-    merge(RESULTS / "proof.json", {"nbval_runs": {"passed": passed, "total": len(SETTINGS)}})
-    _write(RESULTS / "nbval_runs.json", {name: rows[name] for name in SETTINGS if name in rows})
-    print(f"{passed} of {len(SETTINGS)} runs agree with the stored outputs")
+def notebook(chapter: str) -> Path:
+    """Where a chapter's notebook is."""
+    return next((ROOT / "notebooks").glob(f"{chapter}_*.ipynb"))
+
+
+def digest(chapter: str) -> str:
+    """Of all that decides the outcome: chapter, package and versions."""
+    files = [notebook(chapter), *sorted((ROOT / "vi_tutorial").rglob("*.py")), *sorted(ROOT.glob("constraints*.txt"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def cells_of(chapter: str) -> int:
+    """How many cells nbval compares."""
+    return sum(cell.cell_type == "code" for cell in nbformat.read(notebook(chapter), as_version=4).cells)
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Settings.", show_default="all")] = None,
-    chapters: Annotated[str, typer.Option(help="Numbers; a part is tried and not counted. Default: all.")] = "",
-    only_report: Annotated[bool, typer.Option("--report", help="Write the results found so far.")] = False,
-    path: Annotated[Path, typer.Option("--state", help="Where the progress is kept.")] = ROOT / "build/reproduce.json",
+    chapters: Annotated[str, typer.Option(help="Their numbers, separated by spaces. Default: all.")] = "",
 ) -> None:
     """Strict nbval in settings that differ as readers' machines do."""
     unknown = set(names or []) - set(SETTINGS)
     if unknown:
         raise typer.BadParameter(f"no such setting: {', '.join(sorted(unknown))}; there are: {'; '.join(SETTINGS)}")
-    state = _state(path)
-    if state.get("digest") != digest():
-        state = {"digest": digest(), "runs": {}}
-    if not only_report:
-        for name in names or SETTINGS:
-            if chapters or not state["runs"].get(name, {}).get("passed"):
-                result = run(SETTINGS[name], chapters.split())
-                print(f"{'agrees' if result['passed'] else 'FAILED'}: {name}: {result['said']}", flush=True)
-                if not result["passed"]:
-                    print(result["story"], flush=True)
-                if not chapters:
-                    state["runs"][name] = result
-                    _write(path, state)
-    if not chapters and (only_report or len(state["runs"]) == len(SETTINGS)):
-        report(state)
+    every = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb"))
+    path = RESULTS / "nbval_runs.json"
+    for name in names or SETTINGS:
+        runs = {setting: _state(path).get(setting, {}) for setting in SETTINGS}
+        same = {chapter for chapter, entry in runs[name].items() if entry["passed"] and entry["of"] == digest(chapter)}
+        todo = [chapter for chapter in chapters.split() or every if chapter not in same]
+        of = {chapter: digest(chapter) for chapter in todo}
+        start = time.perf_counter()
+        cells = run(SETTINGS[name], todo) if todo else {}
+        for chapter, number in cells.items():
+            runs[name][chapter] = {"of": of[chapter], "cells": number, "passed": number == cells_of(chapter)}
+        failed = [chapter for chapter in every if not runs[name].get(chapter, {"passed": False})["passed"]]
+        story = f"not yet, or not in agreement: {' '.join(failed)}" if failed else "agrees"
+        print(f"{name}: {story} ({time.perf_counter() - start:.0f} s)", flush=True)
+        _write(path, runs)
+        report(path, every)
+
+
+def report(path: Path, every: list[str]) -> None:
+    """Count the settings in which every chapter, as it is now, agrees."""
+    now = {chapter: digest(chapter) for chapter in every}
+    passed = sum(
+        all(c in run and run[c]["passed"] and run[c]["of"] == now[c] for c in every) for run in _state(path).values()
+    )
+    merge(path.with_name("proof.json"), {"nbval_runs": {"passed": passed, "total": len(SETTINGS)}})
 
 
 if __name__ == "__main__":

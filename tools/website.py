@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
+import textwrap
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +86,7 @@ def front_page() -> str:
         lines += [f"- [{n} · {title}](chapters/{file}.ipynb)  \n  {question}" for n, title, file, question in entries]
         lines += ["", ":::", "", "```{toctree}", ":hidden:", f":caption: {name}", ""]
         lines += [*(f"chapters/{file}" for _, _, file, _ in entries), "```", ""]
-    return (ROOT / "docs/index.md").read_text().replace("<!-- chapters -->", "\n".join(lines))
+    return filled("index.md", {"chapters": "\n".join(lines)})
 
 
 def derivations(notebooks: dict[str, nbformat.NotebookNode]) -> str:
@@ -145,10 +147,81 @@ def bug_museum() -> str:
     return "\n".join(lines)
 
 
+def table(header: str, rows: list[list[str]]) -> str:
+    names = header.split(" | ")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows]) if rows else "None."
+
+
+def proof() -> str:
+    """What was broken on purpose and who noticed; where the chapters gave the same outputs; what was refused."""
+    numbers, mutants, runs = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("proof", "mutants", "nbval_runs")
+    )
+    modules, unnoticed, domain = [], {"survived": [], "equivalent": []}, []
+    for module, part in sorted(numbers["mutants"].items()):
+        counts = [str(part[name]) for name in ("total", "equivalent", "killed", "timeout")]
+        share = part["killed"] / (part["total"] - part["equivalent"])
+        modules.append([f"`{module}`", *counts, f"{share:.1%}"])
+    for entry in mutants["survivors"]:
+        known = entry["outcome"] == "equivalent"
+        cells = [f"`{entry['module']}`, {escaped(entry['function'])}", code(entry["was"]), code(entry["becomes"])]
+        unnoticed["equivalent" if known else "survived"].append(cells + [escaped(entry["reason"])] * known)
+    for entry in mutants["domain"]:
+        cells = [escaped(entry["name"]), f"`{entry['module']}`", code(entry["was"]), code(entry["becomes"])]
+        domain.append([*cells, caught(entry)])
+    agreed = [
+        [escaped(name), *(str(sum(run[what] for run in chapters.values())) for what in ("passed", "cells"))]
+        for name, chapters in runs.items()
+    ]
+    totals = numbers["domain_mutants"]
+    parts = {
+        "commit": numbers["commit"],
+        "mutants": table("module | changes | equivalent | noticed | ran out of time | noticed of the others", modules),
+        "survived": table("where | was | became", unnoticed["survived"]),
+        "equivalent": table("where | was | became | why", unnoticed["equivalent"]),
+        "totals": f"Of {totals['total']} mistakes that people make with these formulas, the unit tests notice "
+        f"{totals['killed_by_tests']}; the chapters, without the tests, {totals['killed_by_chapters']}.",
+        "filter": FILTER.format(label="Show mistakes with"),
+        "domain": table("mistake | module | was | became | noticed in chapter", domain),
+        "runs": table("setting | chapters | cells that agree", agreed),
+        "cases": f"{numbers['bad_input_cases']} cases of bad input: each ends in an error of the type that was "
+        f"stated, whose message names the argument, what came and what was expected. {numbers['faults']} faults, such "
+        "as a full disk, a folder without permission, a damaged or hostile file, a process killed: after each, "
+        "nothing is lost and nothing strange was executed.",
+    }
+    return filled("proof.md", parts)
+
+
+def filled(name: str, parts: dict[str, str]) -> str:
+    """A page of docs with each ``<!-- part -->`` in its place."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for part, content in parts.items():
+        if text.count(f"<!-- {part} -->") != 1:
+            raise ValueError(f"docs/{name} must have one place for {part}")
+        text = text.replace(f"<!-- {part} -->", content)
+    return text
+
+
+def code(text: str) -> str:
+    """A short piece of Python in a cell of a table."""
+    return "`` " + textwrap.shorten(text, 160, placeholder=" …").replace("|", "\\|") + " ``"
+
+
+def caught(entry: dict[str, Any]) -> str:
+    """The check that caught a mistake, with a link; or that no chapter did."""
+    if entry["caught_by"] is None:
+        return "not by " + ", ".join(entry["chapters_run"]) if entry["chapters_run"] else "not run"
+    by = entry["caught_by"]
+    if match := re.match(r"(\d\d\.[0-9]+[a-z]?) ", by["message"]):
+        return f"[{match[1]}](#{anchor(match[1])})"
+    return f"{by['chapter']}, {by['error']}"
+
+
 def glossary(start_here: nbformat.NotebookNode) -> str:
     """The terms, with chapter 00's table of notation."""
-    table = next(cell.source for cell in start_here.cells if cell.source.startswith("## Notation"))
-    return (ROOT / "docs/glossary.md").read_text().replace("<!-- notation -->", table)
+    notation = next(cell.source for cell in start_here.cells if cell.source.startswith("## Notation"))
+    return filled("glossary.md", {"notation": notation})
 
 
 def api() -> dict[str, str]:
@@ -190,6 +263,7 @@ def lay_out() -> None:
         nbformat.write(chapter(path, address), PAGES / "chapters" / path.name)
         shutil.copy(path, PAGES / "downloads")
     pages = {"index.md": front_page(), "derivations.md": derivations(notebooks), "museum.md": bug_museum()}
+    pages["proof.md"] = proof()
     pages["glossary.md"] = glossary(notebooks["00_start_here"])
     pages |= {f"api/{name}": text for name, text in api().items()}
     pages["teaching.md"] = (ROOT / "docs/teaching.md").read_text().replace("](../notebooks/", "](chapters/")
