@@ -158,18 +158,19 @@ def proof() -> str:
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
         for name in ("proof", "mutants", "nbval_runs")
     )
-    modules, unnoticed, domain = [], {"survived": [], "equivalent": []}, []
+    modules, survived, equivalent, domain = [], [], [], []
     for module, part in sorted(numbers["mutants"].items()):
         counts = [str(part[name]) for name in ("total", "equivalent", "killed", "timeout")]
         share = part["killed"] / (part["total"] - part["equivalent"])
         modules.append([f"`{module}`", *counts, f"{share:.1%}"])
     for entry in mutants["survivors"]:
-        known = entry["outcome"] == "equivalent"
-        cells = [f"`{entry['module']}`, {escaped(entry['function'])}", code(entry["was"]), code(entry["becomes"])]
-        unnoticed["equivalent" if known else "survived"].append(cells + [escaped(entry["reason"])] * known)
+        cells = [f"`{entry['module']}`, {escaped(entry['function'])}", change(entry)]
+        if entry["outcome"] == "equivalent":
+            equivalent.append([*cells, escaped(entry["reason"])])
+        else:
+            survived.append(cells)
     for entry in mutants["domain"]:
-        cells = [escaped(entry["name"]), f"`{entry['module']}`", code(entry["was"]), code(entry["becomes"])]
-        domain.append([*cells, caught(entry)])
+        domain.append([escaped(entry["name"]), f"`{entry['module']}`", change(entry), caught(entry)])
     agreed = [
         [escaped(name), *(str(sum(run[what] for run in chapters.values())) for what in ("passed", "cells"))]
         for name, chapters in runs.items()
@@ -178,12 +179,12 @@ def proof() -> str:
     parts = {
         "commit": numbers["commit"],
         "mutants": table("module | changes | equivalent | noticed | ran out of time | noticed of the others", modules),
-        "survived": table("where | was | became", unnoticed["survived"]),
-        "equivalent": table("where | was | became | why", unnoticed["equivalent"]),
+        "survived": table("where | change", survived),
+        "equivalent": table("where | change | why it cannot be noticed", equivalent),
         "totals": f"Of {totals['total']} mistakes that people make with these formulas, the unit tests notice "
         f"{totals['killed_by_tests']}; the chapters, without the tests, {totals['killed_by_chapters']}.",
         "filter": FILTER.format(label="Show mistakes with"),
-        "domain": table("mistake | module | was | became | noticed in chapter", domain),
+        "domain": table("mistake | module | change | noticed in chapter", domain),
         "runs": table("setting | chapters | cells that agree", agreed),
         "cases": f"{numbers['bad_input_cases']} cases of bad input: each ends in an error of the type that was "
         f"stated, whose message names the argument, what came and what was expected. {numbers['faults']} faults, such "
@@ -203,9 +204,10 @@ def filled(name: str, parts: dict[str, str]) -> str:
     return text
 
 
-def code(text: str) -> str:
-    """A short piece of Python in a cell of a table."""
-    return "`` " + textwrap.shorten(text, 160, placeholder=" …").replace("|", "\\|") + " ``"
+def change(entry: dict[str, str]) -> str:
+    """What was there and, below it, what came in its place, as a cell of a table."""
+    was, becomes = (textwrap.shorten(entry[name], 160, placeholder=" …") for name in ("was", "becomes"))
+    return " <br> ".join(f"`` {text} ``".replace("|", "\\|") for text in (was, f"→ {becomes}"))
 
 
 def caught(entry: dict[str, Any]) -> str:
@@ -215,7 +217,8 @@ def caught(entry: dict[str, Any]) -> str:
     by = entry["caught_by"]
     if match := re.match(r"(\d\d\.[0-9]+[a-z]?) ", by["message"]):
         return f"[{match[1]}](#{anchor(match[1])})"
-    return f"{by['chapter']}, {by['error']}"
+    (path,) = (ROOT / "notebooks").glob(f"{by['chapter']}_*.ipynb")
+    return f"[{by['chapter']}](chapters/{path.name}), {by['error']}"
 
 
 def glossary(start_here: nbformat.NotebookNode) -> str:
