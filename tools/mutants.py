@@ -420,9 +420,14 @@ def against_tests(module: str, code: CodeType, lines: tuple[int, int], tests: di
     return {"outcome": "survived", "by": None, "seconds": spent}
 
 
+def _twin(chapter: str) -> Path:
+    (twin,) = Path("notebooks", "src").glob(f"{chapter}_*.py")
+    return twin
+
+
 def against_chapter(chapter: str, module: str | None, code: CodeType | None, timeout: float) -> dict[str, Any]:
     """Execute a chapter's cells with the mutated module, up to the first that fails."""
-    (twin,) = Path("notebooks", "src").glob(f"{chapter}_*.py")
+    twin = _twin(chapter)
 
     def body(tell: Callable[[Any], None]) -> int:
         import jupytext
@@ -573,10 +578,13 @@ def run_chapters(path: Path) -> None:
             parts[entry["name"]] = {"key": key, "runs": {}}
         runs = parts[entry["name"]]["runs"]
         for chapter in entry["chapters"].split():
+            if chapter in runs and runs[chapter]["of"] != _digest(_twin(chapter)):
+                del runs[chapter]  # the chapter is another one now
+        for chapter in entry["chapters"].split():
             if any(run["outcome"] == "caught" for run in runs.values()):
                 break
             if chapter not in runs:
-                runs[chapter] = against_chapter(chapter, entry["module"], code, 300)
+                runs[chapter] = against_chapter(chapter, entry["module"], code, 300) | {"of": _digest(_twin(chapter))}
                 print(f"{entry['name']}: {chapter} {runs[chapter]}", flush=True)
                 _write(path, state)
     # A catch counts where the chapter passes unchanged in the same way; passing with some mutant shows that too.

@@ -362,6 +362,7 @@ assert torch.allclose(estimate, in_the_open)
 
 # %%
 prior, posterior = Beta(2.0, 2.0), Beta(2.0 + hits, 2.0 + num_flips - hits)
+assert torch.allclose(coin.posterior(flips).mean, posterior.mean)  # the package knows it too
 
 
 def three_readings(q, log_evidence):

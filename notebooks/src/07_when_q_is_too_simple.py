@@ -947,7 +947,7 @@ checks.independent(
 heights = [block_penalty(true_noise, blocks) for blocks in structures.values()]
 print("                        gap at the truth   learned noise (truth 0.50)")
 for name, height, noise in zip(structures, heights, found, strict=True):
-    print(f"{name:<22}  {height + 0.0:16.2f}   {noise:13.2f}")
+    print(f"{name:<22}  {round(height, 2) + 0.0:16.2f}   {noise:13.2f}")
 
 # %% mystnb={"image": {"alt": "Left: the gap over the noise variance for three families. Mean-field lies highest and is rather flat; the block for each signal falls steeply and is the lowest from 0.4 on; the block for each time rises. Right: the learned noise variances as dots: 0.60 mean-field, 0.37 for time blocks, 1.03 for signal blocks, with a line at the truth, 0.5."}}
 log_ratio = np.abs(np.log(found / true_noise))

@@ -498,14 +498,14 @@ ladder = {
     "spline flow": (spline_q(x), kl_spline),
 }
 for name, (_, loss) in ladder.items():
-    print(f"{name:<15} loses {loss:.2f} nats of log p(x)")
+    print(f"{name:<15} loses {loss:.1f} nats of log p(x)")
 assert max(kl_mixture, kl_planar, kl_spline) < 0.45 < min(kl_diagonal, kl_full)
 
 # %% mystnb={"image": {"alt": "Six panels of the latent plane as heat maps: the exact posterior with two peaks, and five approximations. Diagonal and full Normal: one blob. Mixture of two: two blobs in the right places. Planar flow: two peaks joined by a visible bridge. Spline flow: two bent peaks of unequal weight."}}
 with plots.style():
     fig, axes = plt.subplots(2, 3, figsize=(7, 5.2), sharex=True, sharey=True)
     pictures = {"the posterior\n": log_posterior} | {
-        f"{name}\nloses {loss:.2f} nats": on_the_plane(fitted.log_prob) for name, (fitted, loss) in ladder.items()
+        f"{name}\nloses {loss:.1f} nats": on_the_plane(fitted.log_prob) for name, (fitted, loss) in ladder.items()
     }
     for ax, (title, picture) in zip(axes.flat, pictures.items(), strict=True):
         ax.imshow(
