@@ -574,6 +574,13 @@ def test_a_mixture_starts_at_different_datapoints_with_the_datas_covariance() ->
     assert gaussian_mixture(x.float(), 2).loc.dtype == torch.float32
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_column_that_is_a_sum_of_others_is_refused_whatever_rounding_makes_of_it(seed: int) -> None:
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with pytest.raises(ValueError, match="linearly dependent"):
+        gaussian_mixture(torch.cat([x, x[:, :4].sum(1, keepdim=True)], 1), 2)
+
+
 # --- Beta–Bernoulli --------------------------------------------------------------------------------
 
 

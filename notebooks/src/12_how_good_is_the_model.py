@@ -243,6 +243,7 @@ def exact_bias(relative_weight, q_mass, num_samples):
     log_t = torch.linspace(-25.0, 45.0, 701)  # beyond either end the integrand has vanished
     t = log_t.exp()
     short_of_one = torch.stack([q_mass @ torch.expm1(-s * relative_weight) for s in t / num_samples])  # M − 1
+    short_of_one = short_of_one.clamp_min(-1.0)  # M ≥ 0, whatever rounding says
     inside = (-t).exp() - (num_samples * torch.log1p(short_of_one)).exp()
     return torch.trapezoid(inside, log_t)  # dt / t = d log t
 

@@ -364,9 +364,9 @@ class PlanarHead(Head):
         return Planar(diagonal_normal(loc, log_scale.exp()), u.reshape(shape), w.reshape(shape), b)
 
 
-def climb(q, num_steps, num_samples=64):
+def climb(q, num_steps, learning_rate=0.03, num_samples=64):
     """Raise the ELBO of our digit by Adam, the rate falling to zero."""
-    optimiser = torch.optim.Adam(q.parameters(), lr=0.03)
+    optimiser = torch.optim.Adam(q.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
     training.fit(
         lambda x: elbo(draw(model.given(x), q(x), num_samples).log_weight),
@@ -488,8 +488,7 @@ components = torch.tensor([[0.0, 0.0, -1.0, 0.0, 1.0, 0.0, *[math.log(0.5)] * 4]
 q_mixture, kl_mixture = best(families.PerDatapoint(MixtureNormalHead(nn.Identity(), 2, 2), components))
 _ = torch.manual_seed(0)
 one_digit = zuko.flows.NSF(2, context=D, transforms=2, hidden_features=(32,))
-fresh = {name: value.clone() for name, value in one_digit.state_dict().items()}
-spline_q, kl_spline = climb(one_digit, num_steps=250)
+spline_q, kl_spline = climb(one_digit, num_steps=250, learning_rate=0.01)
 ladder = {
     "diagonal": (q_diagonal, kl_diagonal),
     "full": (q_full, kl_full),
@@ -525,8 +524,8 @@ with plots.style():
     fig.suptitle("Two peaks need a family that has two")
 
 # %% [markdown]
-# Did you put the mixture first? A flow is continuous: it can bend the plane, thin it out and stretch it, but never tear it, so a bridge between the peaks remains, however thin. A mixture needs
-# none. For this digit the richer families do what they promise. The digit was chosen for it. So the next question is the one that counts: what do
+# Did you put the mixture first? It shares the place, for the opposite reason. A mixture of two has two peaks from the start, but each is a Normal. A flow may give its peaks any shape, but it is
+# continuous: it can bend the plane, thin it out and stretch it, never tear it, so a bridge between the peaks remains, however thin. For this digit the richer families do what they promise. The digit was chosen for it. So the next question is the one that counts: what do
 # they buy on *all* digits, when an encoder has to give the answer in one pass, and θ is learned at the same time?
 #
 # ## The ledger, five seeds
