@@ -500,7 +500,7 @@ for name, (_, loss) in ladder.items():
     print(f"{name:<15} loses {loss:.1f} nats of log p(x)")
 assert max(kl_mixture, kl_planar, kl_spline) < 0.45 < min(kl_diagonal, kl_full)
 
-# %% mystnb={"image": {"alt": "Six panels of the latent plane as heat maps: the exact posterior with two peaks, and five approximations. Diagonal and full Normal: one blob. Mixture of two: two blobs in the right places. Planar flow: two peaks joined by a visible bridge. Spline flow: two bent peaks of unequal weight."}}
+# %% mystnb={"image": {"alt": "Six panels of the latent plane as heat maps: the exact posterior with two peaks, and five approximations. Diagonal and full Normal: one blob. Mixture of two: two blobs in the right places. Planar flow: two peaks joined by a visible bridge. Spline flow: two bent peaks, and hardly a bridge."}}
 with plots.style():
     fig, axes = plt.subplots(2, 3, figsize=(7, 5.2), sharex=True, sharey=True)
     pictures = {"the posterior\n": log_posterior} | {
