@@ -94,23 +94,58 @@ def test_the_table_of_richer_families_is_the_stored_result() -> None:
         assert (over_seeds("elbo_held_out", kind) > over_seeds("elbo_held_out", "diagonal")).all()
 
 
-def test_chapter_16_quotes_the_stored_families() -> None:
+def test_chapter_16_quotes_the_stored_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
     report = richer()
     text = (FOLDER.parent / "notebooks" / "src" / "16_richer_posteriors_and_priors.py").read_text(encoding="utf-8")
     prose = " ".join(text.replace("\n#", " ").split())
-    held_out, training = (
-        {kind: f"{row['value']['mean']:.2f}" for kind, row in report["summary"][f"gap_{where}"].items()}
+    rows = {(row["kind"], row["seed"]): row for row in report["rows"]}
+
+    def over_seeds(name: str, kind: str) -> Any:
+        return np.array([rows[kind, seed][name] for seed in range(5)])
+
+    def gap(where: str, kind: str) -> Any:
+        return over_seeds(f"log_evidence_{where}", kind) - over_seeds(f"elbo_{where}", kind)
+
+    def gain(name: str, kind: str) -> Any:
+        return over_seeds(name, kind) - over_seeds(name, "diagonal")
+
+    change = {
+        (where, kind): np.array([paired.mean(), paired.std(ddof=1)])
         for where in ("held_out", "training")
+        for kind in ("planar", "spline")
+        for paired in [gap(where, kind) - gap(where, "diagonal")]
+    }
+    said = {key: f"{abs(mean):.2f} ± {sd:.2f}" for key, (mean, sd) in change.items()}
+    assert (
+        f"held out smaller by {said['held_out', 'planar']} (planar) and {said['held_out', 'spline']} (spline)" in prose
     )
-    assert f"The gap falls from {held_out['diagonal']} nats to {held_out['planar']} (planar)" in prose
-    assert f"and {held_out['spline']} (spline)" in prose
-    assert f"{training['planar']} and {training['spline']} against {training['diagonal']}" in prose
-    gain = {kind: row["difference"]["mean"] for kind, row in report["summary"]["elbo_held_out"].items()}
-    better = {kind: row["difference"]["mean"] for kind, row in report["summary"]["log_evidence_held_out"].items()}
-    assert f"In the table it gains {gain['vamp']:.2f} nats" in prose
-    assert all(
-        abs(gain[kind] - 1 / 3) < 0.05 and better[kind] > gain[kind] / 2 for kind in ("planar", "spline", "vamp")
+    assert f"larger by {said['training', 'planar']} and {said['training', 'spline']}" in prose
+    assert all((mean < 0) == (where == "held_out") for (where, _), (mean, _) in change.items())
+    assert all(abs(mean) < 2.78 * sd / 5**0.5 for mean, sd in change.values())  # Student's t, 4 degrees of freedom
+    elbo, better = (
+        {kind: gain(f"{what}_held_out", kind) for kind in ("planar", "spline", "vamp")}
+        for what in ("elbo", "log_evidence")
     )
+    assert all(abs(elbo[kind].mean() - 1 / 3) < 0.05 for kind in elbo)
+    assert f"(the least: {min(elbo[kind].min() for kind in ('planar', 'spline')):.2f})" in prose
+    shares = {kind: better[kind].mean() / elbo[kind].mean() for kind in elbo}
+    assert [round(shares[kind], 2) for kind in ("planar", "spline")] == [0.75, 0.6]  # three quarters, three fifths
+    vamp = elbo["vamp"]
+    spread = f"{vamp.mean():.2f} ± {vamp.std(ddof=1):.2f} nats (five seeds: {vamp.min():.2f} to {vamp.max():.2f})"
+    assert f"In the table it gains {spread}" in prose
+    growth = {kind: gap("held_out", kind) - gap("training", kind) for kind in ("diagonal", "planar", "spline")}
+    means = {kind: f"{numbers.mean():.2f}" for kind, numbers in growth.items()}
+    assert f"grows by {means['diagonal']} nats, that of the planar flow by {means['planar']}" in prose
+    assert f"of the spline flow by {means['spline']}" in prose
+    assert all((growth[kind] < growth["diagonal"]).all() for kind in ("planar", "spline"))
+    make_q = importlib.import_module("richer").make_q
+    sizes = [
+        f"{sum(number.numel() for number in make_q(kind).parameters()):,}"
+        for kind in ("diagonal", "full", "mixture", "planar", "spline")
+    ]
+    words = "{} weights for the diagonal $q$, {} full, {} mixture, {} planar, {} spline".format(*sizes)
+    assert words in prose
     reach = [row["reach"] for row in report["rows"] if row["kind"] == "vamp"]
     assert f"from ±{min(reach):.0f} to ±{max(reach):.0f}" in prose
 

@@ -69,7 +69,7 @@ rates = Exercise(
         "the ½ dropped": lambda e, b, s: (e / (b * s)).log().clamp_min(0),
         "β forgotten": lambda e, b, s: (e / s).log().clamp_min(0) / 2,
         "β and σ² divided": lambda e, b, s: (e * b / s).log().clamp_min(0) / 2,
-        "the rate of a weight √λ, without the threshold": lambda e, b, s: (1 + e / (b * s)).log() / 2,
+        "the capacity of a Gaussian channel at signal to noise λ/βσ²": lambda e, b, s: (1 + e / (b * s)).log() / 2,
     },
     tolerance=1e-5,
 )
